@@ -17,7 +17,7 @@ CORE = [
     "soxr>=0.5",
     "safetensors>=0.4",
     "PyYAML>=6",
-    "jsonargparse[signatures]>=4.40",
+    "jsonargparse[signatures]>=4.49",
     "tqdm>=4.60",
 ]
 EXTRAS = {

@@ -53,7 +53,7 @@ def progress(
     started = last = time.monotonic()
     of = "" if total is None else f" of {total}"
     done = 0
-    for done, item in enumerate(items, start=1):  # noqa: B007 (used after the loop)
+    for done, item in enumerate(items, start=1):
         yield item
         if time.monotonic() - last >= every_s:
             last = time.monotonic()

@@ -1,0 +1,102 @@
+"""`spear COMMAND`: one command per stage, each a thin call into the package.
+
+The table below is the whole command line: a command's configuration class says which options it
+has, its function does the work. Modules are imported when their command runs, so `spear --help`
+is quick and optional packages stay optional.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from spear import __version__
+from spear.config import parse_config
+from spear.errors import SpearError
+from spear.progress import setup_logging
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Command:
+    """Where a command lives and what it is for; `positional` names fields given without `--`."""
+
+    module: str
+    config: str
+    summary: str
+    positional: tuple[str, ...] = ()
+
+
+COMMANDS = {
+    "prepare": Command("spear.data.prepare", "PrepareConfig", "folder of recordings -> cuts"),
+    "shard": Command("spear.data.shard", "ShardConfig", "cuts -> shards of 16 kHz audio"),
+    "embed": Command("spear.data.embed", "EmbedConfig", "sample of a teacher's frames"),
+    "train-quantizer": Command(
+        "spear.mvq.command", "TrainQuantizerConfig", "sample of frames -> MVQ quantiser"
+    ),
+    "extract-tokens": Command("spear.data.extract", "ExtractConfig", "shards -> teacher tokens"),
+    "verify": Command("spear.data.verify", "VerifyConfig", "checks shards and tokens"),
+    "pretrain": Command("spear.pretrain.command", "PretrainConfig", "shards + tokens -> student"),
+    "export": Command("spear.hub.export", "ExportConfig", "run folder -> model folder"),
+    "finetune-asr": Command(
+        "spear.asr.finetune", "FinetuneAsrConfig", "model -> speech recogniser"
+    ),
+    "decode": Command("spear.asr.decode", "DecodeConfig", "recogniser -> text, word error rate"),
+    "info": Command(
+        "spear.hub.info",
+        "InfoConfig",
+        "quantizer FILE | model FOLDER | tokens FILE: what it is",
+        positional=("kind", "path"),
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status: 0, 2 for a user's error, 130 for Ctrl-C."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(_usage())  # noqa: T201
+        return 0 if words else EXIT_USER_ERROR
+    if words[0] == "--version":
+        print(f"spear {__version__}")  # noqa: T201
+        return 0
+    setup_logging()
+    try:
+        return _run(words[0], words[1:])
+    except SpearError as error:
+        print(f"spear: error: {error}", file=sys.stderr)  # noqa: T201
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("spear: interrupted; the same command goes on from here", file=sys.stderr)  # noqa: T201
+        return EXIT_INTERRUPTED
+
+
+def _run(name: str, options: list[str]) -> int:
+    if name not in COMMANDS:
+        raise SpearError(f"unknown command {name!r}; known: {', '.join(COMMANDS)}")
+    command = COMMANDS[name]
+    module = importlib.import_module(command.module)
+    words = _name_positionals(options, command.positional)
+    module.run(parse_config(getattr(module, command.config), words, prog=f"spear {name}"))
+    return 0
+
+
+def _name_positionals(words: list[str], fields: tuple[str, ...]) -> list[str]:
+    """Turns leading plain words into `--field word`, in the order of `fields`."""
+    named: list[str] = []
+    rest = list(words)
+    for field in fields:
+        if rest and not rest[0].startswith("-"):
+            named += [f"--{field}", rest.pop(0)]
+    return named + rest
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    rows = "\n".join(f"  {name:<{width}}  {c.summary}" for name, c in COMMANDS.items())
+    return (
+        "usage: spear COMMAND [--config FILE.yaml] [--section.field VALUE ...]\n\n"
+        f"{rows}\n\n'spear COMMAND --help' lists every field with its unit and default."
+    )

@@ -1,0 +1,45 @@
+"""Fixtures that every part's tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_threads() -> None:
+    """The models here are tiny: one thread each is fastest, and parallel workers do not fight."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def repo_dir() -> Path:
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder of reference numbers and recordings beside a developer's checkout."""
+    folder = Path(os.environ.get("SPEAR_SHARED", ROOT.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no shared reference data at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden_dir(shared_dir: Path) -> Path:
+    folder = shared_dir / "golden"
+    if not folder.is_dir():
+        pytest.skip("no golden files")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_dir(shared_dir: Path) -> Path:
+    folder = shared_dir / "data"
+    if not folder.is_dir():
+        pytest.skip("no shared recordings")
+    return folder
