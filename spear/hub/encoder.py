@@ -45,6 +45,25 @@ class MaskableZipformer(Zipformer):
         self.mask_emb = nn.Parameter(torch.empty(config.feature_dim).uniform_(-1, 1))
 
 
+class DeferredFbank:
+    """Log-mel features whose constants are made on first use, on the device of the audio.
+
+    transformers builds models on the meta device and then fills in saved weights only; constants
+    that were made there would be lost.
+    """
+
+    def __init__(self, num_mel_bins: int) -> None:
+        self.num_mel_bins = num_mel_bins
+        self._by_device: dict[torch.device, Fbank] = {}
+
+    def __call__(self, audio: Tensor, audio_lens: Tensor) -> tuple[Tensor, Tensor]:
+        """Computes (B, T, M) features and their (B,) lengths; see `spear.audio.Fbank`."""
+        if audio.device not in self._by_device:
+            self._by_device[audio.device] = Fbank(num_mel_bins=self.num_mel_bins).to(audio.device)
+        fbank, lens = self._by_device[audio.device](audio, audio_lens)
+        return fbank, lens
+
+
 class SpearEncoder(nn.Module):
     """Audio to encoder frames.
 
@@ -63,7 +82,7 @@ class SpearEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.model = MaskableZipformer(config)
-        self.fbank = Fbank(num_mel_bins=config.feature_dim)
+        self.fbank = DeferredFbank(config.feature_dim)
         self.sampling_rate = SAMPLE_RATE_HZ
         self.frame_rate_hz = SAMPLE_RATE_HZ / FRAME_HOP / config.output_downsampling_factor
         self.output_dim = self.model.output_dim

@@ -1,0 +1,151 @@
+"""`spear finetune-asr`: an encoder and transcribed shards in, a recogniser's run folder out.
+
+The encoder comes from an export (`init`), or has an export's architecture with fresh weights
+(`init_config`, for a baseline with the same budget), or is described here (`student`). The run
+folder holds all that decoding needs: configuration, tokenizer, checkpoints.
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from spear.asr.data import AsrData, AsrDataConfig, TranscribedCuts
+from spear.asr.model import TOKENIZER_FOLDER, AsrModel, load_encoder, with_output_rate
+from spear.asr.task import AsrTask
+from spear.asr.tokenizer import Tokenizer, TokenizerConfig
+from spear.config import to_dict
+from spear.errors import ConfigError
+from spear.files import remove_partials
+from spear.hub.loading import from_pretrained, read_student_config, resolve_folder
+from spear.progress import get_logger
+from spear.training import TrainConfig, train
+from spear.zipformer import ZipformerConfig
+
+logger = get_logger(__name__)
+
+
+@dataclass
+class FinetuneAsrConfig:
+    """Fine-tunes an encoder for speech recognition with CTC."""
+
+    data: AsrDataConfig = field(default_factory=AsrDataConfig)
+    """Recordings to train and validate on."""
+    init: str | None = None
+    """Export folder or hub id whose weights the encoder starts from; none: fresh weights."""
+    init_config: str | None = None
+    """Export folder or hub id whose architecture is taken, without its weights; instead of `init`
+    and `student`."""
+    student: ZipformerConfig = field(default_factory=ZipformerConfig)
+    """The encoder's architecture; used where neither `init` nor `init_config` is given."""
+    output_downsampling_factor: Literal[1, 2] | None = None
+    """1: CTC at 50 frames a second; 2: at 25; none: as the encoder was pre-trained."""
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    """How transcripts become tokens; trained on the training transcripts."""
+    ctc_dropout: float = 0.1
+    """Probability of dropout before the last layer."""
+    freeze_encoder_steps: int = 2000
+    """Steps during which only the head is trained; without `init` the encoder is never frozen."""
+    encoder_lr_scale: float = 0.05
+    """Factor on the encoder's learning rate; without `init` it is 1."""
+    schedule_offset: float = 100_000.0
+    """Where the encoder's schedules (dropout, layer skip, balancers) begin, in units of
+    `train.schedule_unit_s`: a pre-trained encoder has left their steep part behind. Without `init`
+    they begin at 0."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """How long and how fast to train, and the run folder."""
+
+    def __post_init__(self) -> None:
+        """Refuses what does not fit together."""
+        if self.init is not None and self.init_config is not None:
+            raise ConfigError("give either init (with weights) or init_config (without), not both")
+        if not 0.0 <= self.ctc_dropout < 1.0:
+            raise ConfigError(f"ctc_dropout is {self.ctc_dropout}: 0 or more and below 1, please")
+        if self.freeze_encoder_steps < 0:
+            raise ConfigError(f"freeze_encoder_steps is {self.freeze_encoder_steps}, below 0")
+        if not self.encoder_lr_scale > 0:
+            raise ConfigError(f"encoder_lr_scale is {self.encoder_lr_scale}: it must be above 0")
+
+
+def run(config: FinetuneAsrConfig) -> None:
+    """Fine-tunes; the same command again goes on with an interrupted run.
+
+    Raises:
+        DataError: Shards or transcripts are missing.
+        CheckpointError: `init` cannot be loaded, or no checkpoint of the run is intact.
+        ConfigError: Values do not fit the data, or the run folder holds another run.
+    """
+    train(build_task(config), config.train, to_dict(config))
+
+
+def build_task(config: FinetuneAsrConfig) -> AsrTask:
+    """Builds model and data, and puts the tokenizer into the run folder."""
+    student = resolve_student(config)
+    cuts = TranscribedCuts(config.data.train, "train", config.data.skip_untranscribed)
+    tokenizer = prepare_tokenizer(
+        Path(config.train.output_dir) / TOKENIZER_FOLDER, cuts.texts, config.tokenizer
+    )
+    torch.manual_seed(config.train.seed)  # every rank starts from the same weights
+    model = AsrModel(student, tokenizer, config.ctc_dropout)
+    if config.init is not None:
+        load_encoder(model, from_pretrained(config.init).model.state_dict(), config.init)
+    data = AsrData(
+        config.data,
+        cuts,
+        tokenizer=tokenizer,
+        num_mel_bins=student.feature_dim,
+        seed=config.train.seed,
+        pin=config.train.device != "cpu" and torch.cuda.is_available(),
+    )
+    _log_sizes(cuts, tokenizer, model)
+    if config.init is None:
+        return AsrTask(model, data)
+    return AsrTask(
+        model,
+        data,
+        freeze_encoder_steps=config.freeze_encoder_steps,
+        encoder_lr_scale=config.encoder_lr_scale,
+        schedule_offset=config.schedule_offset,
+    )
+
+
+def resolve_student(config: FinetuneAsrConfig) -> ZipformerConfig:
+    """Finds the encoder's architecture."""
+    source = config.init if config.init is not None else config.init_config
+    student = config.student if source is None else read_student_config(resolve_folder(source))
+    return with_output_rate(student, config.output_downsampling_factor)
+
+
+def prepare_tokenizer(folder: Path, texts: list[str], config: TokenizerConfig) -> Tokenizer:
+    """Trains the tokenizer, and stores it or compares it with the stored one.
+
+    Training is deterministic, so every rank has the same tokenizer without waiting for another.
+
+    Raises:
+        ConfigError: The folder holds the tokenizer of other transcripts or another configuration;
+            going on would give ids another meaning.
+    """
+    tokenizer = Tokenizer.train(texts, config)
+    if folder.is_dir():
+        stored = Tokenizer.load(folder)
+        if stored.sha256 != tokenizer.sha256 or stored.config != config:
+            raise ConfigError(
+                f"{folder} was trained on other transcripts or with another tokenizer "
+                "configuration: choose another train.output_dir"
+            )
+    elif os.environ.get("RANK", "0") == "0":
+        remove_partials(folder.parent)
+        tokenizer.save(folder)
+    return tokenizer
+
+
+def _log_sizes(cuts: TranscribedCuts, tokenizer: Tokenizer, model: AsrModel) -> None:
+    logger.info(
+        "%d training cuts, %.2f h, %d tokens; %.2f M parameters",
+        len(cuts),
+        sum(cuts.durations) / 3600,
+        tokenizer.vocab_size,
+        sum(parameter.numel() for parameter in model.parameters()) / 1e6,
+    )

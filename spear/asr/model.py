@@ -1,0 +1,199 @@
+"""The speech recogniser: a Zipformer with a CTC head and the tokenizer that its ids belong to.
+
+Takes log-mel features, gives log-probabilities, the training loss, or text. Its weights are named
+`encoder_embed.*`, `encoder.*` and `ctc_head.*`, so encoder weights move between pre-training,
+exports and recognisers without a translation table.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spear.asr.ctc import CtcHead, CtcLoss, Hypothesis, ctc_loss, greedy_decode
+from spear.asr.data import AsrBatch
+from spear.asr.scoring import ErrorCounts, total_errors, word_errors
+from spear.asr.tokenizer import Tokenizer, normalize
+from spear.errors import CheckpointError
+from spear.training.checkpoint import load_weights
+from spear.training.task import LossTerm, Metric, StepOutput
+from spear.zipformer import Zipformer, ZipformerConfig
+from spear.zipformer.weights import load_exact
+
+TOKENIZER_FOLDER = "tokenizer"
+FBANK_SHIFT_S = 0.01
+# Middle of the first 20 ms frame: the front end sees 7 fbank frames, 3 of them padding or none.
+FIRST_CENTER_S = {True: 0.015, False: 0.045}
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What was recognised in one recording."""
+
+    text: str
+    """Text, normalised as the training transcripts were."""
+    tokens: list[str]
+    """Its tokens as the tokenizer writes them."""
+    times_s: list[float]
+    """For each token the middle of the encoder frame at which it begins, in seconds."""
+
+
+class AsrModel(Zipformer):
+    """Recogniser of one language's transcripts.
+
+    It is a Zipformer so that the weights' names are those of one, and what moves schedules or
+    exports an encoder finds what it looks for; called, it does a training step.
+
+    Args:
+        config: The encoder; `output_downsampling_factor` 2 gives CTC 25 frames a second.
+        tokenizer: What the ids mean.
+        dropout: Probability of dropout before the last layer.
+    """
+
+    def __init__(self, config: ZipformerConfig, tokenizer: Tokenizer, dropout: float = 0.1) -> None:
+        super().__init__(config)
+        self.tokenizer = tokenizer
+        self.dropout = dropout
+        self.ctc_head = CtcHead(self.output_dim, tokenizer.vocab_size, dropout)
+
+    def forward(self, batch: AsrBatch) -> StepOutput:  # type: ignore[override]
+        """Computes the loss of a batch, and in evaluation mode the word error rate too."""
+        log_probs, lens = self.log_probs(batch.fbank, batch.fbank_lens)
+        loss = ctc_loss(log_probs, lens, batch.tokens, batch.token_lens)
+        metrics = {"left_out": _share_left_out(loss)}
+        if not self.training:
+            metrics["wer"] = self._word_error_rate(greedy_decode(log_probs, lens), batch.texts)
+        return StepOutput({"ctc": LossTerm(loss.total, loss.num_frames)}, metrics)
+
+    def log_probs(self, fbank: Tensor, fbank_lens: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores tokens at every encoder frame.
+
+        Args:
+            fbank: (B, T, M) float32 log-mel.
+            fbank_lens: (B,) int64, valid fbank frames.
+
+        Returns:
+            (B, T', V) float32 log-probabilities and (B,) int64 valid frames.
+        """
+        encoded = super().forward(fbank, fbank_lens)
+        return self.ctc_head(encoded.output), encoded.lens
+
+    @torch.no_grad()
+    def recognize(self, fbank: Tensor, fbank_lens: Tensor) -> list[Transcript]:
+        """Recognises a batch of features (B, T, M) greedily; set evaluation mode before.
+
+        A recording too short for one encoder frame gives an empty transcript.
+        """
+        hypotheses = greedy_decode(*self.log_probs(fbank, fbank_lens))
+        return [self._transcript(hypothesis) for hypothesis in hypotheses]
+
+    def frame_time_s(self, frame: int) -> float:
+        """Returns the middle of an encoder frame in seconds from the recording's start."""
+        factor = self.config.output_downsampling_factor
+        center = factor * frame + (factor - 1) / 2  # in frames of 20 ms
+        return round(FIRST_CENTER_S[self.config.frontend_pad] + 2 * FBANK_SHIFT_S * center, 4)
+
+    def _transcript(self, hypothesis: Hypothesis) -> Transcript:
+        return Transcript(
+            text=self.tokenizer.decode(hypothesis.tokens),
+            tokens=[self.tokenizer.piece(token) for token in hypothesis.tokens],
+            times_s=[self.frame_time_s(frame) for frame in hypothesis.frames],
+        )
+
+    def _word_error_rate(self, hypotheses: Sequence[Hypothesis], texts: Sequence[str]) -> Metric:
+        errors: ErrorCounts = total_errors(
+            word_errors(
+                normalize(text, self.tokenizer.config), self.tokenizer.decode(hypothesis.tokens)
+            )
+            for hypothesis, text in zip(hypotheses, texts, strict=True)
+        )
+        percent = torch.tensor(100.0 * errors.num_errors)
+        return Metric(percent, torch.tensor(errors.num_ref))
+
+    def model_config(self) -> dict[str, Any]:
+        """Returns what rebuilds the model beside its tokenizer, as JSON."""
+        return {
+            "task": "asr",
+            "student": self.config.to_dict(),
+            "vocab_size": self.tokenizer.vocab_size,
+            "tokenizer_sha256": self.tokenizer.sha256,
+            "dropout": self.dropout,
+        }
+
+
+def _share_left_out(loss: CtcLoss) -> Metric:
+    """The share of utterances that have more labels than frames."""
+    return Metric((~loss.feasible).sum(), torch.tensor(loss.feasible.numel()))
+
+
+def with_output_rate(config: ZipformerConfig, factor: int | None) -> ZipformerConfig:
+    """Returns the configuration with another `output_downsampling_factor`; None keeps it."""
+    if factor is None:
+        return config
+    return dataclasses.replace(config, output_downsampling_factor=factor)
+
+
+def load_encoder(model: AsrModel, state: dict[str, Tensor], source: str) -> None:
+    """Starts a recogniser's encoder from pre-trained weights; the head stays as it is.
+
+    A 25 Hz recogniser may start from a 50 Hz encoder and the reverse: the two weights of the
+    output's downsampling, which the other has not, keep their initial value or stay behind.
+
+    Args:
+        model: What to fill.
+        state: Weights of a pre-trained Zipformer: `encoder_embed.*`, `encoder.*`, and perhaps
+            `mask_emb`, which has no use here.
+        source: Where they come from, for messages.
+
+    Raises:
+        CheckpointError: Any other weight is missing, surplus or of another shape.
+    """
+    own = model.state_dict()
+    body = {name: value for name, value in state.items() if name != "mask_emb"}
+    for name in [name for name in {**own, **body} if name.startswith("encoder.downsample_output.")]:
+        if name in own:
+            body.setdefault(name, own[name])
+        else:
+            del body[name]
+    head = {name: value for name, value in own.items() if name.startswith("ctc_head.")}
+    load_exact(model, {**body, **head}, source)
+
+
+def load_asr_model(run_dir: str | Path, weights: str = "averaged", device: str = "cpu") -> AsrModel:
+    """Loads a finished or running recogniser in evaluation mode.
+
+    Args:
+        run_dir: Run folder of `spear finetune-asr`, or one of its checkpoint folders.
+        weights: "averaged" (the running average over the later half of the run) or "last".
+        device: Where the weights go.
+
+    Raises:
+        CheckpointError: It is no such folder, or its parts do not belong together.
+    """
+    folder = Path(run_dir)
+    if not folder.is_dir():
+        raise CheckpointError(f"no run folder {folder}; run `spear finetune-asr` first")
+    state, content = load_weights(folder, weights)
+    if content.get("task") != "asr":
+        raise CheckpointError(f"{folder} is not a run of `spear finetune-asr`: it has no ASR head")
+    tokenizer = Tokenizer.load(_tokenizer_folder(folder))
+    if tokenizer.sha256 != content["tokenizer_sha256"]:
+        raise CheckpointError(
+            f"{folder}: the tokenizer is not the one the weights were trained with"
+        )
+    student = ZipformerConfig.from_dict(content["student"])
+    model = AsrModel(student, tokenizer, float(content["dropout"]))
+    load_exact(model, state, str(folder))
+    return model.to(device).eval()
+
+
+def _tokenizer_folder(folder: Path) -> Path:
+    """Finds the tokenizer of a run folder, or of the run that a checkpoint folder lies in."""
+    for candidate in (folder, folder.parent, folder.parent.parent):
+        if (candidate / TOKENIZER_FOLDER).is_dir():
+            return candidate / TOKENIZER_FOLDER
+    return folder / TOKENIZER_FOLDER

@@ -1,0 +1,119 @@
+"""Fine-tuning for speech recognition as the training loop sees it.
+
+`AsrTask` holds the model and the data, moves the model's schedules, and keeps a pre-trained
+encoder frozen for the first steps while the new head finds its place. Freezing is by
+`requires_grad`: an optimiser that sees zero gradients instead would age its statistics, and the
+first updates after unfreezing would be several times too large.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from spear.asr.ctc import num_frames_needed
+from spear.asr.data import AsrBatch, AsrData
+from spear.asr.model import AsrModel
+from spear.progress import get_logger
+from spear.training.position import Position
+from spear.zipformer import set_schedule
+
+logger = get_logger(__name__)
+
+HEAD_PREFIX = "ctc_head."
+
+
+class AsrTask:
+    """What is fine-tuned, on what; a `spear.training.Task`.
+
+    Args:
+        model: The recogniser.
+        data: Its batches.
+        freeze_encoder_steps: Steps during which only the head is trained.
+        encoder_lr_scale: Factor on the encoder's learning rate.
+        schedule_offset: Where schedules such as dropout begin, in units of audio.
+    """
+
+    def __init__(
+        self,
+        model: AsrModel,
+        data: AsrData,
+        *,
+        freeze_encoder_steps: int = 0,
+        encoder_lr_scale: float = 1.0,
+        schedule_offset: float = 0.0,
+    ) -> None:
+        self.model: nn.Module = model
+        self.recognizer = model
+        self.data = data
+        self.freeze_encoder_steps = freeze_encoder_steps
+        self.encoder_lr_scale = encoder_lr_scale
+        self.schedule_offset = schedule_offset
+        self._encoder_trains = True
+        self._named: set[str] = set()
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Returns the encoder, which learns slowly, and the head."""
+        encoder: list[tuple[str, nn.Parameter]] = []
+        head: list[tuple[str, nn.Parameter]] = []
+        for name, parameter in self.model.named_parameters():
+            (head if name.startswith(HEAD_PREFIX) else encoder).append((name, parameter))
+        return [
+            {"named_params": encoder, "lr_scale": self.encoder_lr_scale},
+            {"named_params": head, "lr_scale": 1.0},
+        ]
+
+    def before_step(self, position: Position) -> bool:
+        """Moves schedules; freezes or unfreezes the encoder and says whether that changed."""
+        set_schedule(self.model, self.schedule_offset + position.schedule)
+        trains = position.step >= self.freeze_encoder_steps
+        if trains == self._encoder_trains:
+            return False
+        for name, parameter in self.model.named_parameters():
+            if not name.startswith(HEAD_PREFIX):
+                parameter.requires_grad_(trains)
+        self._encoder_trains = trains
+        logger.info("step %d: encoder %s", position.step, "unfrozen" if trains else "frozen")
+        return True
+
+    def train_batches(
+        self, epoch: int, start_step: int, rank: int, world_size: int
+    ) -> Iterator[AsrBatch]:
+        """Yields this rank's batches of an epoch; names utterances that the loss leaves out."""
+        for batch in self.data.train_batches(epoch, start_step, rank, world_size):
+            self._name_infeasible(batch)
+            yield batch
+
+    def steps_in_epoch(self, epoch: int, world_size: int) -> int:
+        """Returns the number of steps of an epoch."""
+        return self.data.steps_in_epoch(epoch, world_size)
+
+    def valid_batches(self, rank: int, world_size: int) -> Iterator[AsrBatch]:
+        """Yields this rank's share of the validation data."""
+        for batch in self.data.valid_batches(rank, world_size):
+            self._name_infeasible(batch)
+            yield batch
+
+    def model_config(self) -> dict[str, Any]:
+        """Returns what rebuilds the model."""
+        return self.recognizer.model_config()
+
+    def describe_validation(self, metrics: dict[str, float]) -> str:
+        """Returns the validation in one line."""
+        nan = float("nan")  # what has no count has no value
+        loss, wer = metrics.get("ctc_loss", nan), metrics.get("wer", nan)
+        return f"ctc loss {loss:.4f} per frame, greedy WER {wer:.2f}%"
+
+    def _name_infeasible(self, batch: AsrBatch) -> None:
+        """Warns once of each utterance whose labels do not fit into its frames."""
+        needed = num_frames_needed(batch.tokens, batch.token_lens).tolist()
+        frames = [self.recognizer.num_output_frames(num) for num in batch.fbank_lens.tolist()]
+        for name, num_needed, num_frames in zip(batch.ids, needed, frames, strict=True):
+            if num_frames < max(1, num_needed) and name not in self._named:
+                self._named.add(name)
+                logger.warning(
+                    "%s is left out of the loss: its transcript needs %d frames, it has %d",
+                    name,
+                    num_needed,
+                    num_frames,
+                )

@@ -1,0 +1,97 @@
+"""Noise under a clip: the student hears it, the targets stay those of the clean clip.
+
+Noise comes from recordings (general audio of the run, or a folder of noise) or is made: white to
+brown, by a power spectrum 1 / f^a. It is scaled to a signal-to-noise ratio over the whole clip.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+MIN_POWER = 1e-10
+"""Mean square below which a clip counts as silent (-100 dB): no ratio to it makes sense."""
+
+
+class NoiseSource(Protocol):
+    """Where noise comes from."""
+
+    def __call__(self, num_samples: int, exclude: str, rng: np.random.Generator) -> Floats:
+        """Returns (num_samples,) float32 noise that is not the recording with id `exclude`."""
+
+
+class SyntheticNoise:
+    """Coloured noise: power falls as 1 / f^a, a ~ U(0, 2) (0 is white, 1 pink, 2 brown)."""
+
+    def __call__(self, num_samples: int, exclude: str, rng: np.random.Generator) -> Floats:
+        """See `NoiseSource`; `exclude` does not matter."""
+        del exclude
+        exponent = rng.uniform(0.0, 2.0)
+        spectrum = np.fft.rfft(rng.standard_normal(num_samples, dtype=np.float32))
+        # Frequency 0 takes the factor of frequency 1: a constant is not heard.
+        frequencies = np.maximum(np.arange(len(spectrum)), 1)
+        noise = np.fft.irfft(spectrum * frequencies ** (-exponent / 2), n=num_samples)
+        return noise.astype(np.float32)
+
+
+class RecordedNoise:
+    """Pieces of recordings; one that is too short is repeated.
+
+    Args:
+        ids: Names of the recordings.
+        read: Gives the (S,) float32 audio of recording i.
+    """
+
+    def __init__(self, ids: Sequence[str], read: Callable[[int], Floats]) -> None:
+        if not ids:
+            raise ValueError("no recordings to take noise from")
+        self.ids = ids
+        self.read = read
+
+    def __call__(self, num_samples: int, exclude: str, rng: np.random.Generator) -> Floats:
+        """See `NoiseSource`. With no recording but the excluded one, the noise is silence."""
+        number = int(rng.integers(len(self.ids)))
+        if self.ids[number] == exclude:
+            # The next one: every other recording stays possible, and one draw is enough.
+            number = (number + 1) % len(self.ids)
+        if self.ids[number] == exclude:
+            return np.zeros(num_samples, dtype=np.float32)
+        audio = self.read(number)
+        if len(audio) < num_samples:
+            offset = int(rng.integers(max(len(audio), 1)))
+            return np.resize(np.roll(audio, -offset), num_samples)
+        offset = int(rng.integers(len(audio) - num_samples + 1))
+        return audio[offset : offset + num_samples]
+
+
+def power(audio: Floats) -> float:
+    """Returns the mean square of a waveform (0 for an empty one)."""
+    return float(np.mean(np.square(audio, dtype=np.float64))) if len(audio) else 0.0
+
+
+def gain_for(signal_power: float, added_power: float, ratio_db: float) -> float:
+    """Returns g such that signal_power / (g^2 added_power) is `ratio_db` decibels.
+
+    Where either is silent there is no such g; 0 is returned, so that nothing is added.
+    """
+    if min(signal_power, added_power) < MIN_POWER:
+        return 0.0
+    return float(np.sqrt(signal_power / (added_power * 10.0 ** (ratio_db / 10.0))))
+
+
+def add_noise(audio: Floats, noise: Floats, snr_db: float) -> Floats:
+    """Adds noise at a signal-to-noise ratio.
+
+    Args:
+        audio: (S,) float32 clip.
+        noise: (S,) float32, any scale.
+        snr_db: Power of the clip over the power of the noise as added, in decibels.
+
+    Returns:
+        (S,) float32; the clip itself where clip or noise is silent.
+    """
+    gain = gain_for(power(audio), power(noise), snr_db)
+    return audio + np.float32(gain) * noise

@@ -1,0 +1,118 @@
+"""`spear pretrain`: shard folders with tokens in, a run folder with a student out.
+
+The same command on the same folder continues an interrupted run. At the end `summary.json` and
+`report.md` say, per teacher, how well masked tokens are predicted and how well the most frequent
+token would have done.
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from spear.config import to_dict
+from spear.data.augment import AugmentConfig
+from spear.data.dataset import SourceConfig
+from spear.data.plan import BatchConfig
+from spear.files import write_json, write_text
+from spear.pretrain.losses import LossConfig
+from spear.pretrain.masking import MaskConfig
+from spear.pretrain.model import TeacherTarget
+from spear.pretrain.task import RESULT_KEYS, PretrainTask
+from spear.progress import get_logger
+from spear.training import TrainConfig, train
+from spear.training.metrics import read_jsonl
+from spear.zipformer import ZipformerConfig
+
+logger = get_logger(__name__)
+
+RESULTS_TITLE = "## Masked prediction"
+
+
+@dataclass
+class PretrainConfig:
+    """Pre-trains a student on teachers' tokens."""
+
+    data: list[SourceConfig] = field(default_factory=list)
+    """Shard folders to train on, speech and general audio; a clip's domain stands in its cut."""
+
+    valid: list[SourceConfig] = field(default_factory=list)
+    """Shard folders to validate on; without any there is no validation."""
+
+    teachers: dict[str, TeacherTarget] = field(default_factory=dict)
+    """Teachers by name, the name under which their tokens were extracted."""
+
+    student: ZipformerConfig = field(default_factory=ZipformerConfig)
+    """The encoder."""
+
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    """What the student may not see."""
+
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Noise and token mixing."""
+
+    loss: LossConfig = field(default_factory=LossConfig)
+    """How teachers and frames are weighed."""
+
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    """How clips are put into batches."""
+
+    num_workers: int = 4
+    """Processes per rank that read and prepare batches; 0 does it in the training process."""
+
+    baseline_clips: int = 2000
+    """Training clips in which the most frequent tokens are counted."""
+
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The loop: steps, learning rate, checkpoints, seed."""
+
+
+def run(config: PretrainConfig) -> None:
+    """Trains, validates and reports.
+
+    Raises:
+        SpearError: A user's mistake: see `PretrainTask` and `spear.training.train`.
+    """
+    task = PretrainTask(config)
+    train(task, config.train, to_dict(config))
+    if int(os.environ.get("RANK", "0")) == 0:
+        write_results(Path(config.train.output_dir), list(config.teachers))
+
+
+def write_results(run_folder: Path, teachers: list[str]) -> None:
+    """Writes the last validation into `summary.json`, and as a table into `report.md`.
+
+    Args:
+        run_folder: The run, with its `metrics.jsonl`.
+        teachers: Names, in the order of the table.
+    """
+    records = [
+        record
+        for record in read_jsonl(run_folder / "metrics.jsonl")
+        if any(tag.startswith("valid/") for tag in record)
+    ]
+    if not records:
+        logger.info("no validation data (valid: is empty), so no summary of accuracies")
+        return
+    last = records[-1]
+    summary = {
+        name: {key: last[f"valid/{name}_{key}"] for key in RESULT_KEYS}
+        for name in teachers
+        if f"valid/{name}_masked_accuracy" in last
+    }
+    write_json(run_folder / "summary.json", summary)
+    report = run_folder / "report.md"
+    text = report.read_text("utf-8") if report.is_file() else ""
+    text = text.split(RESULTS_TITLE, maxsplit=1)[0].rstrip()
+    rows = "\n".join(
+        f"| {name} | {one['masked_accuracy']:.2%} | {one['baseline_accuracy']:.2%} "
+        f"| {one['unmasked_accuracy']:.2%} | {one['loss']:.4f} |"
+        for name, one in summary.items()
+    )
+    write_text(
+        report,
+        f"{text}\n\n{RESULTS_TITLE}\n\nHeld-out clips at step {last['step']}; baseline: always the "
+        "most frequent token of the training data; loss: cross-entropy per token, masked frames "
+        "weighted alpha, others 1 - alpha.\n\n"
+        "| teacher | masked accuracy | baseline | unmasked accuracy | loss |\n"
+        f"| --- | --- | --- | --- | --- |\n{rows}\n",
+    )
