@@ -1,0 +1,119 @@
+"""Log-mel filter bank features, computed for every utterance of a batch by itself.
+
+Takes waveforms (B, S) with their lengths and gives (B, T, M) log energies at 100 Hz: Kaldi's
+fbank as lhotse computes it (25 ms Povey window, 10 ms shift, 0.97 pre-emphasis, DC removal, power
+spectrum of 512 points, 20 Hz to 7,600 Hz, no dither, `snip_edges=False`), so that models trained on
+lhotse's features fit. Edges are mirrored at each utterance's own end, not at the end of the padded
+batch; what an utterance is batched with changes nothing.
+"""
+
+import math
+
+import torch
+from lhotse.features.kaldi.layers import create_frame_window, get_mel_banks
+from torch import Tensor, nn
+
+LOG_EPS = math.log(1e-10)
+"""Value of padding frames: the log of lhotse's energy floor."""
+
+SAMPLE_RATE_HZ = 16000
+FRAME_LENGTH = 400
+"""Samples in a window (25 ms)."""
+FRAME_SHIFT = 160
+"""Samples between windows (10 ms)."""
+FFT_LENGTH = 512
+LOW_HZ, HIGH_HZ = 20.0, -400.0  # Kaldi's: a negative upper limit counts from the Nyquist rate
+PREEMPHASIS = 0.97
+FRAMES_AT_ONCE = {"cpu": 1 << 10}
+"""Frames whose spectra exist at the same time, by device: what fits a CPU's cache (4 times faster
+than all at once), and elsewhere what bounds the memory to about 0.4 GB."""
+
+
+def num_fbank_frames(num_samples: int) -> int:
+    """Returns the frames that a waveform of `num_samples` at 16 kHz gives: (S + 80) // 160."""
+    return (num_samples + FRAME_SHIFT // 2) // FRAME_SHIFT
+
+
+class Fbank(nn.Module):
+    """Batched log-mel features, equal to `lhotse.Fbank` for each utterance.
+
+    Buffers (not in the state dict, since they follow from the arguments):
+        window: (400,) Povey window.
+        mel_weights: (257, M) triangular filters.
+    """
+
+    window: Tensor
+    mel_weights: Tensor
+
+    def __init__(self, num_mel_bins: int = 128) -> None:
+        """Builds the filters.
+
+        Args:
+            num_mel_bins: M, size of a frame; at least 4.
+        """
+        super().__init__()
+        self.num_mel_bins = num_mel_bins
+        banks, _ = get_mel_banks(num_mel_bins, FFT_LENGTH, SAMPLE_RATE_HZ, LOW_HZ, HIGH_HZ)
+        # The Nyquist bin has no weight in any filter.
+        weights = nn.functional.pad(banks, (0, 1)).T.contiguous()
+        self.register_buffer("mel_weights", weights, persistent=False)
+        self.register_buffer("window", create_frame_window(FRAME_LENGTH), persistent=False)
+
+    @torch.no_grad()
+    def forward(self, audio: Tensor, audio_lens: Tensor) -> tuple[Tensor, Tensor]:
+        """Computes features.
+
+        Args:
+            audio: (B, S) float, 16 kHz; what lies beyond an utterance's length is never read.
+            audio_lens: (B,) integer, samples of each utterance, at most S.
+
+        Returns:
+            (B, T, M) float32, T = (S + 80) // 160, with `LOG_EPS` beyond each utterance's frames;
+            and (B,) int64 frames T_i = (S_i + 80) // 160.
+        """
+        audio_lens = audio_lens.to(audio.device)
+        lens = (audio_lens.to(torch.int64) + FRAME_SHIFT // 2) // FRAME_SHIFT
+        num_frames = num_fbank_frames(audio.size(1))
+        fbank = audio.new_full(
+            (audio.size(0), num_frames, self.num_mel_bins), LOG_EPS, dtype=torch.float32
+        )
+        rows = max(1, FRAMES_AT_ONCE.get(audio.device.type, 1 << 16) // max(1, num_frames))
+        with torch.autocast(audio.device.type, enabled=False):
+            for start in range(0, audio.size(0) if num_frames > 0 else 0, rows):
+                part = slice(start, start + rows)
+                waveform = mirror_edges(audio[part].float(), audio_lens[part], num_frames)
+                fbank[part] = self._log_mel(waveform.unfold(1, FRAME_LENGTH, FRAME_SHIFT))
+        padding = torch.arange(num_frames, device=fbank.device) >= lens.unsqueeze(1)
+        return fbank.masked_fill_(padding.unsqueeze(-1), LOG_EPS), lens
+
+    def _log_mel(self, frames: Tensor) -> Tensor:
+        """(B, T, 400) windows of samples -> (B, T, M) natural log of mel energies."""
+        frames = frames - frames.mean(dim=-1, keepdim=True)
+        previous = torch.cat((frames[..., :1], frames[..., :-1]), dim=-1)
+        windowed = (frames - PREEMPHASIS * previous) * self.window
+        power = torch.fft.rfft(windowed, n=FFT_LENGTH).abs().square()
+        energies = power @ self.mel_weights
+        return energies.clamp(min=torch.finfo(torch.float32).eps).log()
+
+
+def mirror_edges(audio: Tensor, audio_lens: Tensor, num_frames: int) -> Tensor:
+    """Extends each waveform by its own mirror image, so that frames can hang over its edges.
+
+    Frame t covers samples 160 t - 120 up to 160 t + 280. Sample j outside 0 <= j < S is sample
+    -1 - j on the left and 2 S - 1 - j on the right (the edge sample is repeated, as in Kaldi); an
+    utterance shorter than the overhang is mirrored again and again.
+
+    Args:
+        audio: (B, S) waveforms.
+        audio_lens: (B,) integer, samples of each.
+        num_frames: T, frames to make room for.
+
+    Returns:
+        (B, (T - 1) * 160 + 400) samples that begin 120 before each waveform.
+    """
+    left = (FRAME_LENGTH - FRAME_SHIFT) // 2
+    total = (num_frames - 1) * FRAME_SHIFT + FRAME_LENGTH
+    position = torch.arange(-left, total - left, device=audio.device).unsqueeze(0)
+    length = audio_lens.to(torch.int64).clamp(min=1).unsqueeze(1)
+    position = position.remainder(2 * length)
+    return audio.gather(1, torch.minimum(position, 2 * length - 1 - position))

@@ -1,0 +1,112 @@
+"""Cut manifests and the list of what was left out of them.
+
+Gzipped JSON lines with equal bytes for equal content (no time in the gzip header), so that a
+manifest's checksum tells whether it changed; and `BadCuts`, which counts, names and judges the
+recordings that a stage could not use.
+"""
+
+import gzip
+import io
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from spear.errors import ConfigError, DataError
+from spear.files import atomic_path, write_text
+
+DOMAINS = ("speech", "audio")
+"""Values of `cut.custom["domain"]`."""
+BAD_CUTS = "bad_cuts.jsonl"
+
+
+def read_jsonl_gz(path: Path) -> list[dict[str, Any]]:
+    """Reads a gzipped JSON-lines file whole.
+
+    Raises:
+        DataError: The file is missing, cut short, or a line is no JSON mapping.
+    """
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as stream:
+            lines = [json.loads(line) for line in stream if line.strip()]
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such manifest") from error
+    except (OSError, EOFError, ValueError) as error:
+        raise DataError(f"{path}: not a readable manifest ({error})") from error
+    if not all(isinstance(line, dict) for line in lines):
+        raise DataError(f"{path}: not a manifest, a line is no JSON mapping")
+    return lines
+
+
+def write_jsonl_gz(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """Writes gzipped JSON lines atomically; the same lines always give the same bytes."""
+    with (
+        atomic_path(path) as partial,
+        open(partial, "wb") as raw,
+        gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as packed,
+        io.TextIOWrapper(packed, encoding="utf-8") as text,
+    ):
+        for line in lines:
+            text.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+class BadCuts:
+    """Recordings that a stage leaves out, with the reason for each.
+
+    Attributes:
+        entries: One mapping (`id`, `path`, `error`) for each, in the order of `add`.
+    """
+
+    def __init__(self, folder: Path, source: str, max_fraction: float) -> None:
+        """Starts with none.
+
+        Args:
+            folder: Where `bad_cuts.jsonl` is kept.
+            source: Name of the corpus; lines of other corpora in the file are kept.
+            max_fraction: Largest tolerated share of bad recordings, 0 to 1.
+
+        Raises:
+            ConfigError: `max_fraction` is no fraction.
+        """
+        if not 0 <= max_fraction <= 1:
+            raise ConfigError(f"max_bad_fraction must lie between 0 and 1, not {max_fraction}")
+        self.path = Path(folder) / BAD_CUTS
+        self.source = source
+        self.max_fraction = max_fraction
+        self.entries: list[dict[str, str]] = []
+
+    def add(self, cut_id: str, path: str, error: str) -> None:
+        """Notes a bad recording."""
+        self.entries.append({"id": cut_id, "source": self.source, "path": path, "error": error})
+
+    def write(self) -> None:
+        """Writes the list; removes this source's old lines, and the file when nothing is left."""
+        others = [line for line in self._existing() if line.get("source") != self.source]
+        lines = others + self.entries
+        if lines:
+            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            write_text(self.path, text)
+        else:
+            self.path.unlink(missing_ok=True)
+
+    def _existing(self) -> list[dict[str, str]]:
+        if not self.path.is_file():
+            return []
+        try:
+            return [json.loads(line) for line in self.path.read_text("utf-8").splitlines()]
+        except ValueError:
+            return []  # a list that somebody edited is written anew
+
+    def check(self, total: int) -> None:
+        """Stops the stage where more than the tolerated share of `total` recordings is bad.
+
+        Raises:
+            DataError: Names the first bad recording, its cause and the list of all.
+        """
+        if len(self.entries) <= self.max_fraction * total:
+            return
+        raise DataError(
+            f"{len(self.entries)} of {total} recordings are bad, more than max_bad_fraction "
+            f"{self.max_fraction:g} allows; the first: {self.entries[0]['error']}; all are listed "
+            f"in {self.path}"
+        )

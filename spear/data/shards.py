@@ -1,0 +1,315 @@
+"""Random access to a shard folder: cuts, audio and teacher tokens by number.
+
+Takes a folder that `spear shard` wrote (any lhotse Shar folder with recordings will do), reads the
+cuts' facts that planning needs, and then fetches single clips by seeking in the tar files. A folder
+can be pickled into the workers of a DataLoader; each opens its own files when it first reads.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spear.audio.io import decode_audio
+from spear.data.manifests import DOMAINS, read_jsonl_gz
+from spear.data.tars import FileReader, TarPair, index_pairs
+from spear.data.tokens import (
+    TokenSidecar,
+    decode_tokens,
+    find_teachers,
+    sidecar_name,
+    token_tar_name,
+)
+from spear.errors import DataError, TokenError
+
+SHARDS_RECORD = "shards.json"
+
+
+@dataclass(frozen=True, slots=True)
+class CutInfo:
+    """What planning needs to know of a cut."""
+
+    index: int
+    """Number within the folder, from 0."""
+    id: str
+    """Cut id, unique in the folder."""
+    duration_s: float
+    """Seconds of audio."""
+    domain: str
+    """"speech" or "audio"."""
+    text: str | None
+    """Transcript, where there is one."""
+    speaker: str | None
+    """Speaker id, where it is known."""
+    shard: int
+    """Position of the shard in the folder, from 0."""
+    row: int
+    """Position within the shard, from 0."""
+
+
+@dataclass
+class Clip:
+    """One cut with its data, as training reads it."""
+
+    id: str
+    """Cut id."""
+    audio: np.ndarray
+    """(S,) float32, 16 kHz mono."""
+    domain: str
+    """"speech" or "audio"."""
+    tokens: dict[str, np.ndarray] = field(default_factory=dict)
+    """(T', N) uint8 for each teacher asked for."""
+    text: str | None = None
+    """Transcript, where there is one."""
+    speaker: str | None = None
+    """Speaker id, where it is known."""
+
+
+def cuts_name(shard: int) -> str:
+    """Returns the file name of a shard's cuts."""
+    return f"cuts.{shard:06d}.jsonl.gz"
+
+
+def recording_name(shard: int) -> str:
+    """Returns the file name of a shard's audio."""
+    return f"recording.{shard:06d}.tar"
+
+
+class ShardFolder:
+    """A folder of shards.
+
+    Attributes:
+        path: The folder.
+        shard_ids: Numbers in the file names, sorted; usually 0, 1, 2, ...
+        infos: Every cut, in order; `infos[i].index == i`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Reads the cuts of every shard (not the audio).
+
+        Raises:
+            DataError: The folder is missing, empty or unfinished, a shard lacks its audio, a cut
+                has no id or domain, or two cuts share an id.
+        """
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise DataError(f"{self.path}: no such shard folder; run `spear shard` first")
+        self._refuse_unfinished()
+        self.shard_ids = find_shard_ids(self.path)
+        if not self.shard_ids:
+            raise DataError(f"{self.path}: no shards (cuts.000000.jsonl.gz) in this folder")
+        self.infos: list[CutInfo] = []
+        self._first: list[int] = []
+        for position in range(len(self.shard_ids)):
+            self._load_cuts(position)
+        self._refuse_duplicates()
+        self._pairs: dict[tuple[str, int], list[TarPair]] = {}
+        self._reader = FileReader()
+
+    @property
+    def num_shards(self) -> int:
+        """Number of shards."""
+        return len(self.shard_ids)
+
+    def __len__(self) -> int:
+        """Returns the number of cuts."""
+        return len(self.infos)
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds of audio in all cuts."""
+        return sum(info.duration_s for info in self.infos)
+
+    def cuts(self, shard: int | None = None) -> Sequence[CutInfo]:
+        """Returns the cuts of the shard at a position, or of the whole folder, in order."""
+        if shard is None:
+            return self.infos
+        return self.infos[self._first[shard] : self._end(shard)]
+
+    def audio(self, cut: int | CutInfo) -> np.ndarray:
+        """Reads the audio of a cut, given by its number or its `CutInfo`.
+
+        Returns:
+            (S,) float32 at 16 kHz.
+
+        Raises:
+            DataError: The shard's tar is broken or does not belong to the cuts.
+            AudioError: The recording in it cannot be decoded.
+        """
+        info = self._info(cut)
+        path = self.path / recording_name(self.shard_ids[info.shard])
+        return decode_audio(self._read(path, "recording", info), f"{path}: cut {info.id}")
+
+    def tokens(self, cut: int | CutInfo, teacher: str) -> np.ndarray:
+        """Reads a teacher's tokens of a cut.
+
+        Returns:
+            (T', N) uint8.
+
+        Raises:
+            TokenError: The teacher's tar is missing, broken, or holds other cuts.
+        """
+        info = self._info(cut)
+        path = self.path / token_tar_name(teacher, self.shard_ids[info.shard])
+        try:
+            data = self._read(path, teacher, info)
+        except DataError as error:
+            raise TokenError(f"{error} (with `spear extract-tokens`)") from error
+        return decode_tokens(data, f"{path}: cut {info.id}")
+
+    def clip(self, cut: int | CutInfo, teachers: Iterable[str] = ()) -> Clip:
+        """Reads a cut's audio and the tokens of the teachers named."""
+        info = self._info(cut)
+        tokens = {teacher: self.tokens(info, teacher) for teacher in teachers}
+        return Clip(info.id, self.audio(info), info.domain, tokens, info.text, info.speaker)
+
+    def teachers(self) -> list[str]:
+        """Returns the names of the teachers that have a sidecar here, sorted."""
+        return find_teachers(self.path)
+
+    def sidecar(self, teacher: str) -> TokenSidecar:
+        """Loads a teacher's sidecar.
+
+        Raises:
+            TokenError: There is none, it is broken, or it lacks shards of this folder.
+        """
+        path = self.path / sidecar_name(teacher)
+        sidecar = TokenSidecar.load(path)
+        missing = [shard for shard in self.shard_ids if shard not in sidecar.shards]
+        if missing:
+            raise TokenError(
+                f"{path}: no tokens for shard {missing[0]:06d} ({len(missing)} of "
+                f"{self.num_shards} shards); run `spear extract-tokens` again"
+            )
+        return sidecar
+
+    def cut_files(self) -> list[Path]:
+        """Returns the manifests of the shards, in order."""
+        return [self.path / cuts_name(shard) for shard in self.shard_ids]
+
+    def shar_fields(self, teachers: Iterable[str] = ()) -> dict[str, list[str]]:
+        """Returns the files by field, for `lhotse.CutSet.from_shar(fields=...)`.
+
+        The form with `in_dir=` takes every file of a folder for a field and stumbles over the
+        sidecars; this one names the fields.
+        """
+        names = {"cuts": cuts_name, "recording": recording_name}
+        fields = {
+            name: [str(self.path / pattern(shard)) for shard in self.shard_ids]
+            for name, pattern in names.items()
+        }
+        for teacher in teachers:
+            fields[f"{teacher}_tokens"] = [
+                str(self.path / token_tar_name(teacher, shard)) for shard in self.shard_ids
+            ]
+        return fields
+
+    def close(self) -> None:
+        """Closes the open tar files; reading opens them again."""
+        self._reader.close()
+
+    def _info(self, cut: int | CutInfo) -> CutInfo:
+        return cut if isinstance(cut, CutInfo) else self.infos[cut]
+
+    def _end(self, shard: int) -> int:
+        return self._first[shard + 1] if shard + 1 < len(self._first) else len(self.infos)
+
+    def _read(self, path: Path, field_name: str, info: CutInfo) -> bytes:
+        """Returns the bytes of one cut, after checking once that the tar matches the cuts."""
+        key = (field_name, info.shard)
+        if key not in self._pairs:
+            pairs = index_pairs(path)
+            _match_ids(path, pairs, self.cuts(info.shard))
+            self._pairs[key] = pairs
+        pair = self._pairs[key][info.row]
+        return self._reader.read(path, pair.offset, pair.size)
+
+    def _refuse_unfinished(self) -> None:
+        record = load_record(self.path)  # empty for a Shar folder that another program wrote
+        if record and not record["complete"]:
+            raise DataError(f"{self.path}: not all shards are written; run `spear shard` again")
+
+    def _load_cuts(self, position: int) -> None:
+        path = self.path / cuts_name(self.shard_ids[position])
+        audio = self.path / recording_name(self.shard_ids[position])
+        if not audio.is_file():
+            raise DataError(f"{audio}: missing, and {path.name} is there; run `spear shard` again")
+        self._first.append(len(self.infos))
+        for row, content in enumerate(read_jsonl_gz(path)):
+            self.infos.append(cut_info(content, path, len(self.infos), position, row))
+
+    def _refuse_duplicates(self) -> None:
+        seen: dict[str, CutInfo] = {}
+        for info in self.infos:
+            first = seen.setdefault(info.id, info)
+            if first is not info:
+                raise DataError(
+                    f"{self.path}: cut id {info.id!r} is in shard {self.shard_ids[first.shard]:06d}"
+                    f" and in shard {self.shard_ids[info.shard]:06d}; ids must be unique"
+                )
+
+
+def load_record(folder: Path) -> dict[str, Any]:
+    """Returns the content of a folder's `shards.json`, empty where there is none.
+
+    Raises:
+        DataError: It is there and broken.
+    """
+    path = Path(folder) / SHARDS_RECORD
+    if not path.is_file():
+        return {}
+    try:
+        record = json.loads(path.read_text("utf-8"))
+        missing = {"complete", "settings", "shards"} - set(record)
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path}: not readable ({error}); run `spear shard` again") from error
+    if missing:
+        raise DataError(f"{path}: lacks {', '.join(sorted(missing))}; run `spear shard` again")
+    return record
+
+
+def find_shard_ids(folder: Path) -> list[int]:
+    """Returns the numbers of the shards whose cuts are in a folder, sorted."""
+    matches = (re.fullmatch(r"cuts\.(\d{6,})\.jsonl\.gz", path.name) for path in folder.iterdir())
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def cut_info(content: dict[str, Any], path: Path, index: int, position: int, row: int) -> CutInfo:
+    """Takes the facts that planning needs out of a cut's JSON."""
+    try:
+        cut_id, duration_s = str(content["id"]), float(content["duration"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: line {row + 1} is no cut of a shard ({error})") from error
+    domain = (content.get("custom") or {}).get("domain")
+    if domain not in DOMAINS:
+        raise DataError(
+            f"{path}: cut {cut_id!r} has the domain {domain!r}; custom['domain'] must be "
+            "'speech' or 'audio'"
+        )
+    supervision = (content.get("supervisions") or [{}])[0]
+    return CutInfo(
+        index,
+        cut_id,
+        duration_s,
+        domain,
+        supervision.get("text"),
+        supervision.get("speaker"),
+        position,
+        row,
+    )
+
+
+def _match_ids(path: Path, pairs: Sequence[TarPair], cuts: Sequence[CutInfo]) -> None:
+    for pair, cut in zip(pairs, cuts, strict=False):
+        if pair.id != cut.id:
+            raise DataError(
+                f"{path}: holds {pair.id!r} where the cuts have {cut.id!r}; make this shard again"
+            )
+    if len(pairs) != len(cuts):
+        raise DataError(
+            f"{path}: holds {len(pairs)} cuts and the manifest {len(cuts)}; make this shard again"
+        )

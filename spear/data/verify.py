@@ -1,0 +1,361 @@
+"""`spear verify`: recomputes everything that shard folders promise, and fails loudly.
+
+Takes shard folders; checks files against their recorded checksums and counts, decodes every clip
+and every token array, and compares ids, order, shapes, ranges, frame counts and sidecars. It
+prints a table, writes `verify.md` into each folder, and raises an error that names every problem
+with its shard and cut.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spear.audio.io import SAMPLE_RATE_HZ, decode_audio
+from spear.data.manifests import read_jsonl_gz
+from spear.data.shards import (
+    CutInfo,
+    cut_info,
+    cuts_name,
+    find_shard_ids,
+    load_record,
+    recording_name,
+)
+from spear.data.tars import FileReader, TarPair, index_pairs
+from spear.data.tokens import (
+    ShardTokens,
+    TokenSidecar,
+    decode_tokens,
+    find_teachers,
+    sidecar_name,
+    token_tar_name,
+)
+from spear.errors import ConfigError, DataError, SpearError, TokenError
+from spear.files import sha256_of, write_text
+from spear.progress import get_logger, progress
+
+log = get_logger(__name__)
+
+MAX_FRAME_DIFFERENCE = 2
+"""Frames by which tokens may be fewer or more than duration x rate: edges differ by teacher."""
+MAX_SHOWN = 20
+"""Problems in the error's message; the report has all."""
+
+
+@dataclass
+class VerifyConfig:
+    """What to verify."""
+
+    shards: list[str] = field(default_factory=list)
+    """Shard folders."""
+    teachers: list[str] = field(default_factory=list)
+    """Names of the teachers whose tokens must be there; empty takes all that are."""
+    quantizers: dict[str, str] = field(default_factory=dict)
+    """Quantiser file by teacher: the tokens must come from exactly this file."""
+    audio: bool = True
+    """Whether to decode every clip, besides checking its file's checksum."""
+
+
+@dataclass
+class Count:
+    """What one part of a folder (the audio, or one teacher's tokens) holds."""
+
+    name: str
+    """What was counted, e.g. "audio" or "wavlm tokens"."""
+    num_shards: int = 0
+    """Shards."""
+    num_cuts: int = 0
+    """Cuts."""
+    num_frames: int = 0
+    """Token frames; 0 for audio."""
+    num_problems: int = 0
+    """Problems found."""
+
+
+@dataclass
+class FolderReport:
+    """What was found in one shard folder."""
+
+    path: Path
+    """The folder."""
+    counts: list[Count] = field(default_factory=list)
+    """One for the audio and one for each teacher."""
+    problems: list[str] = field(default_factory=list)
+    """One line each, with shard and cut."""
+    tokens_are_bad: bool = False
+    """Whether a problem is one of tokens."""
+    duration_s: float = 0.0
+    """Seconds of audio."""
+
+    def add(self, count: Count, problem: str) -> None:
+        """Notes a problem of one part."""
+        count.num_problems += 1
+        self.problems.append(f"{self.path}: {problem}")
+        self.tokens_are_bad |= count is not self.counts[0]
+
+
+def run(config: VerifyConfig) -> None:
+    """Verifies shard folders and writes a report into each.
+
+    Raises:
+        ConfigError: No folder is given, or a quantiser file does not exist.
+        TokenError: Tokens are wrong; the message lists the problems.
+        DataError: Something else is wrong.
+    """
+    if not config.shards:
+        raise ConfigError("shards is not set: name at least one shard folder")
+    for teacher, path in config.quantizers.items():
+        if not Path(path).is_file():
+            raise ConfigError(f"quantizers: {teacher}: {path}: no such file")
+    reports = [verify_folder(Path(path), config) for path in config.shards]
+    for report in reports:
+        table = make_table(report)
+        log.info("%s\n%s", report.path, table)
+        write_text(report.path / "verify.md", _make_report(report, table))
+    problems = [problem for report in reports for problem in report.problems]
+    if not problems:
+        return
+    kind = TokenError if any(report.tokens_are_bad for report in reports) else DataError
+    shown = "; ".join(problems[:MAX_SHOWN])
+    more = f"; and {len(problems) - MAX_SHOWN} more" if len(problems) > MAX_SHOWN else ""
+    raise kind(f"{len(problems)} problems (all in verify.md of the folder): {shown}{more}")
+
+
+def verify_folder(path: Path, config: VerifyConfig) -> FolderReport:
+    """Verifies one folder.
+
+    Raises:
+        DataError: There is no such folder, or no shard in it.
+    """
+    if not path.is_dir():
+        raise DataError(f"{path}: no such shard folder")
+    report = FolderReport(path, [Count("audio")])
+    shard_ids = find_shard_ids(path)
+    if not shard_ids:
+        raise DataError(f"{path}: no shards (cuts.000000.jsonl.gz) in this folder")
+    cuts = {}
+    for shard in progress(shard_ids, f"verify audio {path.name}"):
+        cuts[shard] = _verify_audio(report, shard, config.audio)
+    _verify_record(report, shard_ids, cuts)
+    _verify_unique(report, cuts)
+    for teacher in sorted({*config.teachers, *config.quantizers} or find_teachers(path)):
+        _verify_teacher(report, teacher, cuts, config.quantizers.get(teacher))
+    return report
+
+
+def make_table(report: FolderReport) -> str:
+    """Returns what a folder holds as a Markdown table."""
+    lines = [
+        "| part | shards | cuts | hours | frames | problems |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for count in report.counts:
+        frames = f"{count.num_frames:,}" if count.num_frames else ""
+        hours = f"{report.duration_s / 3600:.3f}" if count is report.counts[0] else ""
+        lines.append(
+            f"| {count.name} | {count.num_shards} | {count.num_cuts:,} | {hours} | {frames} | "
+            f"{count.num_problems} |"
+        )
+    return "\n".join(lines)
+
+
+def _make_report(report: FolderReport, table: str) -> str:
+    found = [f"- {problem}" for problem in report.problems] or ["No problems."]
+    return "\n".join([f"# Verification of {report.path}", "", table, "", *found, ""])
+
+
+def _verify_audio(report: FolderReport, shard: int, decode: bool) -> list[CutInfo]:
+    """Checks the cuts and recordings of a shard; returns its cuts, as far as they are readable."""
+    count = report.counts[0]
+    count.num_shards += 1
+    cuts_path, audio_path = report.path / cuts_name(shard), report.path / recording_name(shard)
+    try:
+        lines = read_jsonl_gz(cuts_path)
+        cuts = [cut_info(line, cuts_path, 0, shard, row) for row, line in enumerate(lines)]
+    except DataError as error:
+        report.add(count, f"shard {shard:06d}: {error}")
+        return []
+    count.num_cuts += len(cuts)
+    report.duration_s += sum(cut.duration_s for cut in cuts)
+    for cut, data in _matching_members(report, count, audio_path, shard, cuts):
+        if not decode:
+            continue
+        where = f"shard {shard:06d}: cut {cut.id!r}"
+        try:
+            audio = decode_audio(data, where)
+        except SpearError as error:
+            report.add(count, str(error))
+            continue
+        expected = round(cut.duration_s * SAMPLE_RATE_HZ)
+        if abs(len(audio) - expected) > 1:
+            report.add(count, f"{where}: {len(audio)} samples where its duration says {expected}")
+    return cuts
+
+
+def _matching_members(
+    report: FolderReport, count: Count, path: Path, shard: int, cuts: Sequence[CutInfo]
+) -> Iterator[tuple[CutInfo, bytes]]:
+    """Yields each cut with its data in a tar file; reports ids that do not match the cuts."""
+    try:
+        pairs = index_pairs(path)
+    except DataError as error:
+        report.add(count, f"shard {shard:06d}: {error}")
+        return
+    for problem in compare_ids([pair.id for pair in pairs], [cut.id for cut in cuts]):
+        report.add(count, f"shard {shard:06d}: {path.name}: {problem}")
+    by_id: dict[str, TarPair] = {}
+    for pair in pairs:
+        by_id.setdefault(pair.id, pair)
+    reader = FileReader(max_open=1)
+    for cut in cuts:
+        if cut.id in by_id:
+            pair = by_id[cut.id]
+            try:
+                data = reader.read(path, pair.offset, pair.size)
+            except DataError as error:
+                report.add(count, f"shard {shard:06d}: cut {cut.id!r}: {error}")
+                continue
+            yield cut, data
+
+
+def compare_ids(found: Sequence[str], expected: Sequence[str]) -> list[str]:
+    """Returns what is wrong with the ids of a tar file: missing, doubled, unknown, out of order."""
+    problems = []
+    seen: set[str] = set()
+    known = set(expected)
+    for cut_id in found:
+        if cut_id in seen:
+            problems.append(f"cut {cut_id!r} is there twice")
+        elif cut_id not in known:
+            problems.append(f"cut {cut_id!r} is not in the manifest")
+        seen.add(cut_id)
+    problems += [f"cut {cut_id!r} is missing" for cut_id in expected if cut_id not in seen]
+    if not problems and list(found) != list(expected):
+        first = next(cut for cut, other in zip(found, expected, strict=True) if cut != other)
+        problems.append(f"the cuts are in another order, from cut {first!r} on")
+    return problems
+
+
+def _verify_record(
+    report: FolderReport, shard_ids: Sequence[int], cuts: dict[int, list[CutInfo]]
+) -> None:
+    """Checks `shards.json`: completeness, counts and checksums."""
+    count = report.counts[0]
+    try:
+        record = load_record(report.path)
+    except DataError as error:
+        report.add(count, str(error))
+        return
+    if not record:
+        log.warning("%s: no shards.json: checksums of the audio cannot be checked", report.path)
+        return
+    if not record["complete"]:
+        report.add(count, "not all shards are written; run `spear shard` again")
+    recorded: dict[int, dict[str, Any]] = {int(k): v for k, v in record["shards"].items()}
+    for shard in sorted({*recorded, *shard_ids}):
+        if shard not in recorded or shard not in cuts:
+            where = "on disk but not in shards.json" if shard in cuts else "missing"
+            report.add(count, f"shard {shard:06d}: {where}")
+            continue
+        entry = recorded[shard]
+        if entry["num_cuts"] != len(cuts[shard]):
+            problem = f"{len(cuts[shard])} cuts where shards.json says {entry['num_cuts']}"
+            report.add(count, f"shard {shard:06d}: {problem}")
+        for name, expected in entry["sha256"].items():
+            _verify_checksum(report, count, shard, name, expected)
+
+
+def _verify_checksum(
+    report: FolderReport, count: Count, shard: int, name: str, expected: str
+) -> None:
+    path = report.path / name
+    if not path.is_file():
+        report.add(count, f"shard {shard:06d}: {name} is missing")
+    elif sha256_of(path) != expected:
+        report.add(count, f"shard {shard:06d}: {name} has changed: its SHA-256 is another")
+
+
+def _verify_unique(report: FolderReport, cuts: dict[int, list[CutInfo]]) -> None:
+    first: dict[str, int] = {}
+    for shard, own in cuts.items():
+        for cut in own:
+            if cut.id in first:
+                problem = f"cut {cut.id!r} is in shard {first[cut.id]:06d} too"
+                report.add(report.counts[0], f"shard {shard:06d}: {problem}")
+            first.setdefault(cut.id, shard)
+
+
+def _verify_teacher(
+    report: FolderReport, teacher: str, cuts: dict[int, list[CutInfo]], quantizer: str | None
+) -> None:
+    """Checks one teacher's sidecar and every token array."""
+    count = Count(f"{teacher} tokens")
+    report.counts.append(count)
+    try:
+        sidecar = TokenSidecar.load(report.path / sidecar_name(teacher))
+    except TokenError as error:
+        report.add(count, str(error))
+        return
+    if quantizer is not None and sha256_of(Path(quantizer)) != sidecar.quantizer_sha256:
+        report.add(
+            count,
+            f"{teacher} tokens come from quantiser {sidecar.quantizer_id} "
+            f"(SHA-256 {sidecar.quantizer_sha256[:16]}), not from {quantizer}",
+        )
+    for shard in progress(sorted({*cuts, *sidecar.shards}), f"verify {teacher} {report.path.name}"):
+        name = token_tar_name(teacher, shard)
+        if shard not in cuts or shard not in sidecar.shards:
+            where = "the sidecar" if shard in cuts else "the folder's shards"
+            report.add(count, f"shard {shard:06d}: {teacher} tokens: not in {where}")
+            continue
+        count.num_shards += 1
+        _verify_checksum(report, count, shard, name, sidecar.shards[shard].sha256)
+        if (report.path / name).is_file():
+            _verify_tokens(report, count, shard, cuts[shard], sidecar)
+
+
+def _verify_tokens(
+    report: FolderReport, count: Count, shard: int, cuts: Sequence[CutInfo], sidecar: TokenSidecar
+) -> None:
+    """Checks the arrays of one token tar and what the sidecar says of it."""
+    path = report.path / token_tar_name(sidecar.teacher, shard)
+    num_cuts = num_frames = 0
+    for cut, data in _matching_members(report, count, path, shard, cuts):
+        where = f"shard {shard:06d}: cut {cut.id!r}: {sidecar.teacher} tokens"
+        try:
+            tokens = decode_tokens(data, where)
+        except TokenError as error:
+            report.add(count, str(error))
+            continue
+        num_cuts, num_frames = num_cuts + 1, num_frames + len(tokens)
+        for problem in check_tokens(tokens, cut.duration_s, sidecar):
+            report.add(count, f"{where}: {problem}")
+    count.num_cuts += num_cuts
+    count.num_frames += num_frames
+    found, expected = ShardTokens(num_cuts, num_frames, ""), sidecar.shards[shard]
+    if (found.num_cuts, found.num_frames) != (expected.num_cuts, expected.num_frames):
+        report.add(
+            count,
+            f"shard {shard:06d}: {path.name}: {num_cuts} cuts and {num_frames} frames where the "
+            f"sidecar says {expected.num_cuts} and {expected.num_frames}",
+        )
+
+
+def check_tokens(tokens: Any, duration_s: float, sidecar: TokenSidecar) -> list[str]:
+    """Returns what is wrong with the tokens of one cut.
+
+    Args:
+        tokens: (T', N) uint8.
+        duration_s: Seconds of audio in the cut.
+        sidecar: Says N, K and the frame rate.
+    """
+    problems = []
+    num_frames, num_codebooks = tokens.shape
+    if num_codebooks != sidecar.num_codebooks:
+        problems.append(f"{num_codebooks} codebooks where the sidecar says {sidecar.num_codebooks}")
+    if tokens.size and int(tokens.max()) >= sidecar.codebook_size:
+        problems.append(f"value {int(tokens.max())} in a codebook of {sidecar.codebook_size}")
+    expected = duration_s * sidecar.frame_rate_hz
+    if abs(num_frames - expected) > MAX_FRAME_DIFFERENCE:
+        problems.append(f"{num_frames} frames where {duration_s:.3f} s should have {expected:.1f}")
+    return problems

@@ -1,0 +1,282 @@
+import json
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from spear.errors import CheckpointError
+from spear.training.averaging import RunningAverage
+from spear.training.checkpoint import (
+    AVERAGED,
+    MODEL,
+    CheckpointContent,
+    average_between,
+    checkpoint_path,
+    find_damage,
+    list_checkpoints,
+    load_into,
+    load_optimizer,
+    load_state,
+    load_weights,
+    newest_intact,
+    pack_rng,
+    remove_old,
+    restore_rng,
+    rng_name,
+    save_checkpoint,
+    step_of,
+)
+
+CPU = torch.device("cpu")
+
+
+class Walk:
+    """A model whose weights walk at random, saved now and then as a run would."""
+
+    def __init__(self, folder, save_at, num_steps, averaging_every=2):
+        self.folder = folder
+        self.model = nn.Linear(3, 2)
+        self.model.register_buffer("count", torch.tensor(0))
+        generator = torch.Generator().manual_seed(0)
+        average = RunningAverage(self.model)
+        self.contributions = []
+        self.weights = {}
+        for step in range(1, num_steps + 1):
+            noise = torch.randn(2, 3, generator=generator)
+            with torch.no_grad():
+                self.model.weight.add_(noise * 0.1)
+                self.model.count += 1
+            if step % averaging_every == 0:
+                average.update(self.model)
+                self.contributions.append((step, self.model.weight.detach().double()))
+            if step in save_at:
+                self.weights[step] = self.model.weight.detach().clone()
+                self.save(step, average)
+
+    def save(self, step, average):
+        content = CheckpointContent(
+            model=self.model.state_dict(),
+            averaged=average.values,
+            optimizer={"lr": 0.25, "delta": torch.arange(3.0)},
+            state={"position": {"step": step}, "num_averaged": average.num_updates},
+            config={"dim": [3, 2]},
+            rng=[pack_rng(CPU)],
+        )
+        save_checkpoint(checkpoint_path(self.folder, step), content)
+
+    def mean(self, after, up_to):
+        values = [value for step, value in self.contributions if after < step <= up_to]
+        return torch.stack(values).mean(0)
+
+
+def test_a_checkpoint_holds_what_the_contract_names(tmp_path):
+    Walk(tmp_path, {4}, 4)
+    path = checkpoint_path(tmp_path, 4)
+    assert path == tmp_path / "checkpoints" / "step-00000004"
+    names = {file.name for file in path.iterdir()}
+    assert names == {
+        "model.safetensors",
+        "averaged.safetensors",
+        "optimizer.pt",
+        "rng-00000.safetensors",
+        "state.json",
+        "config.json",
+        "checksums.json",
+    }
+    assert set(json.loads((path / "checksums.json").read_text())) == names - {"checksums.json"}
+    assert find_damage(path) is None
+    assert load_state(path)["num_averaged"] == 2
+    assert load_optimizer(path)["lr"] == 0.25
+
+
+@pytest.mark.parametrize("end", [100, 400, 1000])
+def test_the_average_of_any_window_is_exact(tmp_path, end):
+    walk = Walk(tmp_path, {37, 90, end}, end)
+    for start in (None, 37, 90):
+        first = None if start is None else checkpoint_path(tmp_path, start)
+        state = average_between(first, checkpoint_path(tmp_path, end))
+        assert state["weight"].dtype == torch.float64
+        expected = walk.mean(start or 0, end)
+        torch.testing.assert_close(state["weight"], expected, rtol=0, atol=1e-12)
+    assert state["count"].item() == end
+
+
+def test_an_average_is_never_stored_in_float32(tmp_path):
+    walk = Walk(tmp_path, {4}, 4)
+    average = RunningAverage(walk.model)
+    average.values["weight"] = average.values["weight"].float()
+    with pytest.raises(CheckpointError, match=r"weight is torch\.float32, not float64"):
+        walk.save(6, average)
+    assert newest_intact(tmp_path) == checkpoint_path(tmp_path, 4)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000004"]
+
+
+def test_a_window_without_contributions_is_refused(tmp_path):
+    Walk(tmp_path, {4, 5}, 5)
+    with pytest.raises(CheckpointError, match="no weights were averaged between"):
+        average_between(checkpoint_path(tmp_path, 4), checkpoint_path(tmp_path, 5))
+
+
+def cut_short(path):
+    os.truncate(path / MODEL, 20)
+
+
+def flip_a_bit(path):
+    content = bytearray((path / MODEL).read_bytes())
+    content[-1] ^= 4
+    (path / MODEL).write_bytes(content)
+
+
+def lose_a_file(path):
+    (path / AVERAGED).unlink()
+
+
+def lose_the_checksums(path):
+    (path / "checksums.json").unlink()
+
+
+def break_the_checksums(path):
+    (path / "checksums.json").write_text('{"model.safetensors": 3}')
+
+
+@pytest.mark.parametrize(
+    "damage", [cut_short, flip_a_bit, lose_a_file, lose_the_checksums, break_the_checksums]
+)
+def test_damage_of_any_kind_is_found_and_named(tmp_path, damage, caplog):
+    walk = Walk(tmp_path, {4, 8}, 8)
+    damage(checkpoint_path(tmp_path, 8))
+    assert find_damage(checkpoint_path(tmp_path, 8)) is not None
+    assert newest_intact(tmp_path) == checkpoint_path(tmp_path, 4)
+    assert "step-00000008 is damaged and skipped" in caplog.text
+    # Files that a reader does not need may be damaged: here the average.
+    weights, _ = load_weights(tmp_path)
+    assert torch.equal(weights["weight"], walk.weights[8 if damage is lose_a_file else 4])
+    with pytest.raises(CheckpointError, match="step-00000008 is damaged"):
+        load_weights(checkpoint_path(tmp_path, 8), "averaged" if damage is lose_a_file else "last")
+
+
+def test_other_names_are_no_checkpoints(tmp_path):
+    Walk(tmp_path, {4}, 4)
+    folder = tmp_path / "checkpoints"
+    for name in ("step-old", ".step-00000009.partial-1", "step-00000009.tmp", "notes"):
+        (folder / name).mkdir()
+    assert list_checkpoints(tmp_path) == [checkpoint_path(tmp_path, 4)]
+    with pytest.raises(CheckpointError, match="step-NNNNNNNN"):
+        step_of(folder / "notes")
+
+
+def test_a_failure_while_saving_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    walk = Walk(tmp_path, {4}, 4)
+
+    def full(*args):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="no space"):
+        walk.save(4, RunningAverage(walk.model))
+    assert find_damage(checkpoint_path(tmp_path, 4)) is None
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+
+
+def test_the_newest_and_the_pinned_checkpoint_stay(tmp_path):
+    Walk(tmp_path, {2, 4, 6, 8, 10, 12}, 12)
+    removed = remove_old(tmp_path, keep_last=2, pinned_step=6)
+    assert [step_of(path) for path in removed] == [2, 4, 8]
+    assert [step_of(path) for path in list_checkpoints(tmp_path)] == [6, 10, 12]
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 3
+    assert remove_old(tmp_path, keep_last=2, pinned_step=6) == []
+
+
+def test_averaged_weights_are_those_of_the_second_half(tmp_path):
+    walk = Walk(tmp_path, {50, 90, 96, 98, 100}, 100)
+    weights, config = load_weights(tmp_path, "averaged")
+    assert weights["weight"].dtype == torch.float32 and config == {"dim": [3, 2]}
+    assert torch.equal(weights["weight"], walk.mean(50, 100).float())
+    earlier, _ = load_weights(checkpoint_path(tmp_path, 96), "averaged")
+    assert torch.equal(earlier["weight"], walk.mean(50, 96).float())
+    first, _ = load_weights(checkpoint_path(tmp_path, 50), "averaged")
+    assert torch.equal(first["weight"], walk.mean(0, 50).float())
+
+
+def test_averaged_weights_do_without_a_damaged_start(tmp_path):
+    walk = Walk(tmp_path, {50, 60, 100}, 100)
+    lose_a_file(checkpoint_path(tmp_path, 50))
+    weights, _ = load_weights(tmp_path, "averaged")
+    assert torch.equal(weights["weight"], walk.mean(60, 100).float())
+
+
+def test_the_mean_of_the_last_checkpoints(tmp_path):
+    walk = Walk(tmp_path, {90, 96, 98, 100}, 100)
+    weights, _ = load_weights(tmp_path, "average_last:3")
+    expected = sum(walk.weights[step].double() for step in (96, 98, 100)) / 3
+    torch.testing.assert_close(weights["weight"], expected.float(), rtol=0, atol=1e-7)
+    assert weights["count"].item() == 100
+    only, _ = load_weights(tmp_path, "average_last:1")
+    assert torch.equal(only["weight"], walk.weights[100])
+    with pytest.raises(CheckpointError, match=r"has 4 checkpoints .* average_last:5 needs 5"):
+        load_weights(tmp_path, "average_last:5")
+
+
+@pytest.mark.parametrize("weights", ["best", "average_last:0", "average_last:", "LAST"])
+def test_unknown_words_for_weights_are_refused(tmp_path, weights):
+    Walk(tmp_path, {4}, 4)
+    with pytest.raises(CheckpointError, match="choose last, averaged, or average_last:K"):
+        load_weights(tmp_path, weights)
+
+
+def test_a_folder_without_checkpoints_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="has no checkpoints"):
+        load_weights(tmp_path / "nowhere")
+
+
+def test_weights_of_another_model_are_listed(tmp_path):
+    state = {"weight": torch.zeros(2, 4), "extra": torch.zeros(1)}
+    with pytest.raises(CheckpointError) as error:
+        load_into(nn.Linear(3, 2), state, tmp_path / "model.safetensors")
+    text = str(error.value)
+    assert "missing bias" in text and "unknown extra" in text
+    assert "weight has shape (2, 4), the model (2, 3)" in text
+
+
+def test_shared_and_sliced_tensors_are_saved_whole(tmp_path):
+    walk = Walk(tmp_path, set(), 1)
+    walk.model.tied = nn.Linear(3, 2)
+    walk.model.tied.weight = walk.model.weight
+    walk.model.register_buffer("column", torch.arange(12.0).view(3, 4)[:, 1])
+    walk.save(2, RunningAverage(walk.model))
+    weights, _ = load_weights(tmp_path)
+    assert torch.equal(weights["tied.weight"], weights["weight"])
+    assert weights["column"].tolist() == [1.0, 5.0, 9.0]
+
+
+def test_random_numbers_go_on_where_they_were(tmp_path):
+    torch.manual_seed(3)
+    torch.rand(7)
+    (tmp_path / rng_name(0)).write_bytes(pack_rng(CPU))
+    expected = torch.rand(5)
+    torch.manual_seed(4)
+    restore_rng(tmp_path / rng_name(0), CPU)
+    assert torch.equal(torch.rand(5), expected)
+
+
+def test_a_format_of_another_version_is_refused(tmp_path):
+    Walk(tmp_path, {4}, 4)
+    path = checkpoint_path(tmp_path, 4)
+    state = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps({**state, "format_version": 99}))
+    with pytest.raises(CheckpointError, match="format 99"):
+        load_state(path)
+
+
+def test_loading_runs_no_code_from_a_file(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "owned"),))
+
+    Walk(tmp_path, {4}, 4)
+    path = checkpoint_path(tmp_path, 4)
+    torch.save({"optimizer": Evil()}, path / "optimizer.pt")
+    with pytest.raises(CheckpointError, match=r"cannot read .*optimizer.pt"):
+        load_optimizer(path)
+    assert not (tmp_path / "owned").exists()
