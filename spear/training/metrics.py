@@ -54,8 +54,11 @@ class MetricSums:
     def totals(self) -> dict[str, tuple[float, float]]:
         """Returns sums over all ranks, on every rank; this rank's own stay as they are."""
         union: set[str] = set()
-        for names in self.ranks.gather_bytes(json.dumps(sorted(self._sums)).encode()):
-            union.update(json.loads(names))
+        known = json.dumps([sorted(self._sums), self._weights]).encode()
+        for content in self.ranks.gather_bytes(known):
+            names, weights = json.loads(content)
+            union.update(names)
+            self._weights.update(weights)  # a rank that got no batch learns them here
         if not union:
             return {}
         zero = torch.zeros(2, dtype=torch.float64, device=self.ranks.device)

@@ -1,0 +1,252 @@
+"""`spear train-quantizer`: frames that `spear embed` collected in, quantiser and report out.
+
+It reads `{name}.frames.npy` with `{name}.frames.json` beside it, keeps a few frames aside to
+measure on, trains on the others, and stores with the quantiser who the teacher was and what it was
+trained from. Run again it does nothing, unless the frames or the settings differ: then it refuses.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spear.errors import ConfigError, DataError
+from spear.files import remove_partials, sha256_of
+from spear.mvq.quantizer import Quantizer, check_sizes
+from spear.mvq.report import evaluate, write_report
+from spear.mvq.training import TrainingBudget, check_budget, read_rows, train_quantizer
+from spear.progress import get_logger
+
+_HELD_OUT_RUN = 32
+_MAX_EVALUATED = 10_000
+_logger = get_logger(__name__)
+
+
+@dataclass
+class TrainQuantizerConfig:
+    """Settings of `spear train-quantizer`."""
+
+    frames: str = ""
+    """The frames that `spear embed` wrote: its `output`, or that with .frames.npy at the end."""
+    output: str = ""
+    """Where the quantiser goes: a path that ends in .safetensors."""
+    report_dir: str = ""
+    """Folder of report.md, usage.png and summary.json; empty for the output's own folder."""
+    num_codebooks: int = 16
+    """Codebooks (count), 1 to 64: so many tokens, one byte each, describe a frame."""
+    codebook_size: int = 256
+    """Codes of each codebook (count), 2 to 256."""
+    seed: int = 0
+    """Fixes every random choice."""
+    normalize_channels: bool | None = None
+    """Zero mean and unit variance for every channel; by default what the teacher asks for."""
+    held_out_fraction: float = 0.05
+    """Share of the frames kept aside to measure on, at most 10,000 frames."""
+    device: str = "auto"
+    """Where to compute: cpu, cuda, cuda:1, ...; auto takes a GPU where there is one."""
+    budget: TrainingBudget = field(default_factory=TrainingBudget)
+    """How long and how hard to work."""
+
+
+def run(config: TrainQuantizerConfig) -> None:
+    """Trains the quantiser that `config` describes, unless it is already there.
+
+    Raises:
+        ConfigError: A value is out of range, or the output was made from something else.
+        DataError: The frames are missing, broken or too few.
+    """
+    _check(config)
+    output = Path(config.output)
+    report_dir = Path(config.report_dir or output.parent)
+    device = _device(config.device)
+    frames, teacher = load_frames(frames_path(config.frames))
+    normalize = config.normalize_channels
+    if normalize is None:
+        normalize = bool(teacher.get("normalize_channels", False))
+    metadata = _metadata(config, teacher, normalize)
+    train_rows, held_out_rows = split_rows(len(frames), config.held_out_fraction)
+    if output.exists():
+        quantizer = Quantizer.load(output, device)
+        _check_same(output, quantizer.metadata, metadata)
+        if (report_dir / "summary.json").is_file():  # the last file of the report
+            _logger.info("%s is there already, from the same frames and settings", output)
+            return
+    else:
+        if output.parent.is_dir():
+            remove_partials(output.parent)
+        quantizer = train_quantizer(
+            frames,
+            config.num_codebooks,
+            config.codebook_size,
+            seed=config.seed,
+            normalize_channels=normalize,
+            rows=train_rows,
+            budget=config.budget,
+            metadata=metadata,
+            device=device,
+        )
+        quantizer.save(output)
+    train = evaluate(quantizer, read_rows(frames, _spread_out(train_rows, _MAX_EVALUATED)))
+    held_out = evaluate(quantizer, read_rows(frames, held_out_rows))
+    write_report(report_dir, quantizer, train, held_out)
+    _logger.info(
+        "%s: %d codebooks of %d, relative error %.4f (held out %.4f), lowest entropy %.3f; %s",
+        output,
+        quantizer.num_codebooks,
+        quantizer.codebook_size,
+        train.relative_error,
+        held_out.relative_error,
+        min(train.entropies),
+        report_dir / "report.md",
+    )
+
+
+def frames_path(frames: str) -> Path:
+    """Returns the path of the frames for what a user wrote: that path, or what embed calls it."""
+    return Path(frames if frames.endswith(".npy") else f"{frames}.frames.npy")
+
+
+def load_frames(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
+    """Opens frames without reading them.
+
+    Args:
+        path: `{name}.frames.npy`; `{name}.frames.json` lies beside it.
+
+    Returns:
+        (F, D) memory map, and the teacher's identity.
+
+    Raises:
+        DataError: A file is missing or broken, or does not hold frames.
+    """
+    sidecar = path.with_suffix(".json")
+    for needed in (path, sidecar):
+        if not needed.is_file():
+            raise DataError(f"no frames at {needed}: make them with `spear embed`")
+    try:
+        frames = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(f"{path} is broken ({error}): remove it and run `spear embed`") from error
+    if frames.ndim != 2 or not np.issubdtype(frames.dtype, np.floating):
+        raise DataError(
+            f"{path} holds {frames.dtype} of shape {frames.shape}, not frames (F, D): remove it "
+            "and run `spear embed`"
+        )
+    try:
+        teacher = json.loads(sidecar.read_text("utf-8"))["teacher"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{sidecar} does not name the teacher ({error!r}): remove it and run `spear embed`"
+        ) from error
+    if not isinstance(teacher, dict):
+        raise DataError(f"{sidecar}: `teacher` must be a mapping, not {type(teacher).__name__}")
+    dim = teacher.get("dim", frames.shape[1])
+    if dim != frames.shape[1]:
+        raise DataError(f"{path} has width {frames.shape[1]}, but its teacher has {dim}")
+    return frames, teacher
+
+
+def split_rows(num_frames: int, held_out_fraction: float) -> tuple[Tensor, Tensor]:
+    """Deals frames to training and measuring, in short runs spread over the whole file.
+
+    Runs, because neighbouring frames of a clip are alike; over the whole, because the file may be
+    sorted by clip or domain.
+
+    Returns:
+        Ascending indexes of the training and of the held-out frames; the second has at least one.
+    """
+    wanted = int(min(max(num_frames * held_out_fraction, 1), _MAX_EVALUATED))
+    run_length = min(_HELD_OUT_RUN, wanted)
+    num_runs = max(wanted // run_length, 1)
+    is_held_out = torch.zeros(num_frames, dtype=torch.bool)
+    for index in range(num_runs):
+        start = (2 * index + 1) * num_frames // (2 * num_runs)
+        is_held_out[max(0, start - run_length // 2) :][:run_length] = True
+    return (~is_held_out).nonzero()[:, 0], is_held_out.nonzero()[:, 0]
+
+
+def _spread_out(rows: Tensor, count: int) -> Tensor:
+    """Returns at most `count` of the rows, evenly spread."""
+    if len(rows) <= count:
+        return rows
+    return rows[torch.arange(count) * len(rows) // count]
+
+
+def _check(config: TrainQuantizerConfig) -> None:
+    if not config.frames:
+        raise ConfigError("frames is not set: name what `spear embed` wrote")
+    if not config.output.endswith(".safetensors"):
+        raise ConfigError(f"output must name a .safetensors file, not {config.output!r}")
+    if not 0 < config.held_out_fraction <= 0.5:
+        raise ConfigError(
+            f"held_out_fraction must be above 0 and at most 0.5, not {config.held_out_fraction}"
+        )
+    check_sizes(config.num_codebooks, config.codebook_size)
+    check_budget(config.budget)
+
+
+def _device(name: str) -> torch.device:
+    """Returns the device of that name.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+    return torch.device(name)
+
+
+def _metadata(
+    config: TrainQuantizerConfig, teacher: dict[str, Any], normalize: bool
+) -> dict[str, str]:
+    """What is stored with the quantiser: everything that its weights depend on."""
+    settings = {
+        "num_codebooks": config.num_codebooks,
+        "codebook_size": config.codebook_size,
+        "seed": config.seed,
+        "normalize_channels": normalize,
+        "held_out_fraction": config.held_out_fraction,
+        "budget": asdict(config.budget),
+    }
+    return {
+        "teacher": json.dumps(teacher, sort_keys=True),
+        "frames_sha256": sha256_of(frames_path(config.frames)),
+        "settings": json.dumps(settings, sort_keys=True),
+    }
+
+
+def _check_same(output: Path, stored: dict[str, str], wanted: dict[str, str]) -> None:
+    """Refuses an output that was made from something else, naming the differences."""
+    differences = []
+    for key in ("teacher", "settings"):
+        there, asked = _flatten(stored.get(key, "{}")), _flatten(wanted[key])
+        differences += [
+            f"{name} is {there.get(name)!r}, asked for {asked.get(name)!r}"
+            for name in sorted(there.keys() | asked.keys())
+            if there.get(name) != asked.get(name)
+        ]
+    if stored.get("frames_sha256") != wanted["frames_sha256"]:
+        differences.append("it was trained on other frames")
+    if differences:
+        raise ConfigError(
+            f"{output} was made differently: {'; '.join(differences)}. "
+            "Remove it or choose another output"
+        )
+
+
+def _flatten(text: str) -> dict[str, Any]:
+    """Reads a JSON mapping, with the fields of inner mappings as `outer.inner`."""
+    flat: dict[str, Any] = {}
+    for key, value in json.loads(text).items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{inner}": inner_value for inner, inner_value in value.items()}
+        else:
+            flat[key] = value
+    return flat

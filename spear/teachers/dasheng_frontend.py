@@ -1,0 +1,128 @@
+"""Dasheng's log-mel spectrogram in plain torch, equal to torchaudio's.
+
+The original (github.com/XiaoMi/dasheng) uses torchaudio's `MelSpectrogram` and `AmplitudeToDB`,
+which have no CPU build beside recent torch. The module and buffer names here are those of the
+released state dicts, so `front_end.0.spectrogram.window` and `front_end.0.mel_scale.fb` load.
+"""
+
+import torch
+from torch import Tensor, nn
+
+MIN_POWER = 1e-10  # below this, power is clamped before the logarithm: -100 dB
+
+
+class Spectrogram(nn.Module):
+    """Power spectrogram, centred with reflected ends, periodic Hann window.
+
+    Args:
+        n_fft: FFT length, in samples.
+        win_size: Window length, in samples.
+        hop_size: Shift between frames, in samples.
+    """
+
+    window: Tensor
+
+    def __init__(self, n_fft: int, win_size: int, hop_size: int) -> None:
+        super().__init__()
+        self.n_fft = n_fft
+        self.win_size = win_size
+        self.hop_size = hop_size
+        self.register_buffer("window", torch.hann_window(win_size))
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """Maps (S,) float32 audio to (n_fft // 2 + 1, S // hop_size + 1) float32 power."""
+        spectrum = torch.stft(
+            audio,
+            self.n_fft,
+            hop_length=self.hop_size,
+            win_length=self.win_size,
+            window=self.window,
+            center=True,
+            pad_mode="reflect",
+            return_complex=True,
+        )
+        return spectrum.abs().square()
+
+
+class MelScale(nn.Module):
+    """Triangular filters on the HTK mel scale, not normalised; see `mel_filters`."""
+
+    fb: Tensor
+
+    def __init__(
+        self, num_bins: int, n_mels: int, f_min: float, f_max: float, rate_hz: int
+    ) -> None:
+        super().__init__()
+        self.register_buffer("fb", mel_filters(num_bins, n_mels, f_min, f_max, rate_hz))
+
+    def forward(self, power: Tensor) -> Tensor:
+        """Maps (F, T) power to (n_mels, T)."""
+        return self.fb.T @ power
+
+
+class MelSpectrogram(nn.Module):
+    """Spectrogram and mel filters under the names of the released checkpoints."""
+
+    def __init__(
+        self,
+        *,
+        n_fft: int,
+        win_size: int,
+        hop_size: int,
+        n_mels: int,
+        f_min: float,
+        f_max: float,
+        rate_hz: int = 16000,
+    ) -> None:
+        super().__init__()
+        self.spectrogram = Spectrogram(n_fft, win_size, hop_size)
+        self.mel_scale = MelScale(n_fft // 2 + 1, n_mels, f_min, f_max, rate_hz)
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """Maps (S,) float32 audio to (n_mels, S // hop_size + 1) float32 power."""
+        return self.mel_scale(self.spectrogram(audio))
+
+
+class PowerToDecibel(nn.Module):
+    """10 log10 of power, cut `top_db` below the recording's own maximum.
+
+    torchaudio takes the maximum over everything that is passed together, so that a loud batch mate
+    changes a quiet recording; here one recording is passed at a time.
+    """
+
+    def __init__(self, top_db: float) -> None:
+        super().__init__()
+        self.top_db = top_db
+
+    def forward(self, power: Tensor) -> Tensor:
+        """Maps power of one recording, any shape, to decibels of the same shape."""
+        decibels = 10.0 * power.clamp(min=MIN_POWER).log10()
+        return torch.maximum(decibels, decibels.max() - self.top_db)
+
+
+def mel_filters(num_bins: int, n_mels: int, f_min: float, f_max: float, rate_hz: int) -> Tensor:
+    """Returns (num_bins, n_mels) float32 weights of triangular mel filters.
+
+    Centres are equally spaced in mel = 2595 log10(1 + f / 700) (HTK); each triangle rises from its
+    left neighbour's centre to 1 at its own and falls to 0 at the right neighbour's. As in
+    torchaudio.functional.melscale_fbanks with norm=None and mel_scale="htk".
+
+    Args:
+        num_bins: FFT bins from 0 to `rate_hz` / 2 inclusive.
+        n_mels: Filters.
+        f_min: Left edge of the first filter, in Hz.
+        f_max: Right edge of the last filter, in Hz.
+        rate_hz: Sampling rate.
+    """
+    bins_hz = torch.linspace(0, rate_hz // 2, num_bins)
+    edges_mel = torch.linspace(_hz_to_mel(f_min), _hz_to_mel(f_max), n_mels + 2)
+    edges_hz = 700.0 * (10.0 ** (edges_mel / 2595.0) - 1.0)
+    widths = edges_hz.diff()
+    distance = edges_hz - bins_hz[:, None]  # (num_bins, n_mels + 2)
+    rising = -distance[:, :-2] / widths[:-1]
+    falling = distance[:, 2:] / widths[1:]
+    return torch.minimum(rising, falling).clamp(min=0.0)
+
+
+def _hz_to_mel(frequency_hz: float) -> float:
+    return float(2595.0 * torch.log10(torch.tensor(1.0 + frequency_hz / 700.0, dtype=torch.double)))

@@ -1,0 +1,21 @@
+"""The student encoder: Zipformer, its configuration and the schedules of its training.
+
+Files, from the outside in: `model` (front end and stacks), `stack`, `layer`, and the modules of a
+layer (`attention`, `convolution`, `feedforward`, `bypass`, `norm`); `subsampling` is the front end,
+`frames` says what padding is, `regularizers` and `gradients` shape gradients, `schedule` holds
+numbers that change in training.
+"""
+
+from spear.zipformer.config import ZipformerConfig
+from spear.zipformer.model import Zipformer, ZipformerOutput
+from spear.zipformer.schedule import ScheduledFloat, set_schedule
+from spear.zipformer.weights import load_exact
+
+__all__ = [
+    "ScheduledFloat",
+    "Zipformer",
+    "ZipformerConfig",
+    "ZipformerOutput",
+    "load_exact",
+    "set_schedule",
+]

@@ -1,0 +1,46 @@
+"""Bypass: a learned mix of a module's input and output, and skipping it in training."""
+
+import torch
+from torch import Tensor, nn
+
+from spear.zipformer.gradients import limit_value
+from spear.zipformer.schedule import FloatLike, ScheduledFloat
+
+
+class Bypass(nn.Module):
+    """Returns input + scale * (output - input) with one learned scale per channel.
+
+    In training the scale is held above a minimum (0.9 going down to 0.2 over 20,000 counts, so
+    that modules have to learn something first) and below 1, and it is 0 for an utterance with
+    probability `skip_rate`.
+
+    Args:
+        num_channels: Size of the last dimension.
+        skip_rate: Probability of skipping, or its schedule.
+    """
+
+    def __init__(self, num_channels: int, skip_rate: FloatLike = 0.0) -> None:
+        super().__init__()
+        self.bypass_scale = nn.Parameter(torch.full((num_channels,), 0.5))
+        self.skip_rate = skip_rate
+        self.min_scale = ScheduledFloat((0.0, 0.9), (20000.0, 0.2), default=0.0)
+
+    def forward(self, before: Tensor, after: Tensor) -> Tensor:
+        """Mixes the input and the output (B, T, C) of a module."""
+        return before + (after - before) * self._scale(before)
+
+    def _scale(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return self.bypass_scale
+        scale = limit_value(self.bypass_scale, self.min_scale, 1.0)
+        skip_rate = float(self.skip_rate)
+        if skip_rate == 0.0:
+            return scale
+        return scale * (torch.rand(x.shape[0], 1, 1, device=x.device) > skip_rate)
+
+
+def drop_utterances(x: Tensor, rate: float, training: bool) -> Tensor:
+    """Sets x (B, T, C) to zero for a random share `rate` of utterances; no rescaling."""
+    if not training or rate == 0.0:
+        return x
+    return x * (torch.rand(x.shape[0], 1, 1, device=x.device) > rate)

@@ -1,0 +1,74 @@
+"""Which frames of a batch are real, at every frame rate of the model.
+
+Whatever looks sideways (attention, convolution, pooling) asks `Frames` what it may see, so that in
+evaluation an utterance gets the output that it would get alone.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Scores of what may not be seen. Finite, so that a row without any visible frame is no NaN; exp of
+# it is exactly 0 beside any real score.
+MASKED_SCORE = -1000.0
+
+
+@dataclass
+class Frames:
+    """The valid frames of a padded batch at one frame rate.
+
+    Attributes:
+        lens: (B,) int64, valid frames.
+        num_frames: T, frames of the padded batch.
+        chunk_size: Frames of a chunk, for causal models; -1 is no chunking.
+        left_context_chunks: Chunks before its own that a frame attends to; -1 is all.
+    """
+
+    lens: Tensor
+    num_frames: int
+    chunk_size: int = -1
+    left_context_chunks: int = -1
+
+    @cached_property
+    def padding(self) -> Tensor:
+        """(B, T, 1) bool, True behind the end of an utterance."""
+        positions = torch.arange(self.num_frames, device=self.lens.device)
+        return (positions >= self.lens.unsqueeze(1)).unsqueeze(2)
+
+    @cached_property
+    def hidden(self) -> Tensor:
+        """(B, 1, 1 or T, T) bool, True where a frame (dim 2) must not attend to another (dim 3)."""
+        hidden = self.padding.transpose(1, 2).unsqueeze(1)
+        if self.chunk_size < 0:
+            return hidden
+        chunk = torch.arange(self.num_frames, device=self.lens.device) // self.chunk_size
+        target, source = chunk.unsqueeze(1), chunk
+        outside = source > target
+        if self.left_context_chunks >= 0:
+            outside = outside | (source < target - self.left_context_chunks)
+        return hidden | outside
+
+    def zero_padding(self, x: Tensor) -> Tensor:
+        """Sets the padding of x (B, T, C) to zero, even where it holds NaN."""
+        return x.masked_fill(self.padding, 0.0)
+
+    def repeat_last(self, x: Tensor, num_frames: int) -> Tensor:
+        """Makes x (B, T, C) `num_frames` long, padded with each utterance's last valid frame."""
+        last = (self.lens - 1).clamp_min(0).view(-1, 1, 1).expand(-1, 1, x.shape[2])
+        longer = Frames(self.lens, num_frames)
+        x_longer = F.pad(x, (0, 0, 0, num_frames - x.shape[1]))
+        return torch.where(longer.padding, x.gather(1, last), x_longer)
+
+    def downsampled(self, factor: int) -> "Frames":
+        """Returns the frames at a rate lower by `factor`; a started group counts as a frame."""
+        if factor == 1:
+            return self
+        return Frames(
+            lens=(self.lens + factor - 1) // factor,
+            num_frames=(self.num_frames + factor - 1) // factor,
+            chunk_size=self.chunk_size // factor if self.chunk_size > 0 else -1,
+            left_context_chunks=self.left_context_chunks,
+        )

@@ -1,0 +1,124 @@
+"""One Zipformer layer: attention weights shared by three modules, two halves, bypasses."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from spear.zipformer.attention import AttentionWeights, NonlinAttention, SelfAttention
+from spear.zipformer.bypass import Bypass, drop_utterances
+from spear.zipformer.convolution import ConvolutionModule
+from spear.zipformer.feedforward import FeedForward
+from spear.zipformer.frames import Frames
+from spear.zipformer.norm import BiasNorm
+from spear.zipformer.regularizers import Balancer, Whiten, whitening_schedule
+from spear.zipformer.schedule import FloatLike, ScheduledFloat
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """The sizes of a layer; see `ZipformerConfig`, whose per-stack fields these are."""
+
+    dim: int
+    pos_dim: int
+    num_heads: int
+    query_head_dim: int
+    pos_head_dim: int
+    value_head_dim: int
+    feedforward_dim: int
+    kernel_size: int
+    causal: bool
+
+
+class ZipformerLayer(nn.Module):
+    """A layer of a stack (arXiv 2310.11230, figure 2; icefall, `Zipformer2EncoderLayer`).
+
+    Order: feed-forward, nonlinear attention, self-attention, convolution, feed-forward, mid bypass,
+    self-attention, convolution, feed-forward, norm, bypass. In training every branch but the first
+    is left out of an utterance with some probability that goes down on a schedule. icefall's option
+    to make attention constant now and then is left out: the authors' runs never had it active.
+
+    Args:
+        shape: Sizes.
+        dropout: Probability in the feed-forward modules, or its schedule.
+        skip_rate: Probability to leave the whole layer out of an utterance, or its schedule.
+    """
+
+    def __init__(self, shape: LayerShape, dropout: FloatLike, skip_rate: FloatLike) -> None:
+        super().__init__()
+        dim, hidden = shape.dim, shape.feedforward_dim
+        # icefall's files have this unused scale. A buffer, not a parameter: DDP and optimisers
+        # would wait for its gradient.
+        self.register_buffer("bypass_scale", torch.full((dim,), 0.5))
+        self.bypass = Bypass(dim, skip_rate)
+        self.bypass_mid = Bypass(dim)
+        self.self_attn_weights = AttentionWeights(
+            dim, shape.pos_dim, shape.num_heads, shape.query_head_dim, shape.pos_head_dim
+        )
+        self.self_attn1 = SelfAttention(dim, shape.num_heads, shape.value_head_dim)
+        self.self_attn2 = SelfAttention(dim, shape.num_heads, shape.value_head_dim)
+        self.feed_forward1 = FeedForward(dim, hidden * 3 // 4, dropout)
+        self.feed_forward2 = FeedForward(dim, hidden, dropout)
+        self.feed_forward3 = FeedForward(dim, hidden * 5 // 4, dropout)
+        self.nonlin_attention = NonlinAttention(dim, 3 * dim // 4)
+        self.conv_module1 = ConvolutionModule(dim, shape.kernel_size, shape.causal)
+        self.conv_module2 = ConvolutionModule(dim, shape.kernel_size, shape.causal)
+        self.norm = BiasNorm(dim)
+        self._add_schedules()
+        self._add_regularizers()
+
+    def _add_schedules(self) -> None:
+        self.attention_skip_rate = ScheduledFloat((0.0, 0.2), (4000.0, 0.05), (16000.0, 0.0))
+        self.conv_skip_rate = ScheduledFloat((0.0, 0.2), (4000.0, 0.05), (16000.0, 0.0))
+        # Against outputs that are too large beside the residual.
+        self.ff2_skip_rate = ScheduledFloat((0.0, 0.1), (4000.0, 0.01), (50000.0, 0.0))
+        self.ff3_skip_rate = ScheduledFloat((0.0, 0.1), (4000.0, 0.01), (50000.0, 0.0))
+
+    def _add_regularizers(self) -> None:
+        self.balancer1 = Balancer(min_positive=0.45, max_positive=0.55, min_abs=0.2, max_abs=4.0)
+        self.balancer2 = Balancer(min_positive=0.45, max_positive=0.55, min_abs=0.1, max_abs=4.0)
+        # Small probabilities: they mend rare problems, and slowly is fast enough.
+        na_min = ScheduledFloat((0.0, 0.004), (4000.0, 0.02), default=0.004)
+        ff2_min = ScheduledFloat((0.0, 0.0), (4000.0, 0.1))
+        ff3_min = ScheduledFloat((0.0, 0.0), (4000.0, 0.2))
+        self.balancer_na = Balancer(min_positive=0.3, max_positive=0.7, min_abs=na_min, prob=0.05)
+        self.balancer_ff2 = Balancer(
+            min_positive=0.3, max_positive=0.7, min_abs=ff2_min, max_abs=2.0, prob=0.05
+        )
+        self.balancer_ff3 = Balancer(
+            min_positive=0.3, max_positive=0.7, min_abs=ff3_min, max_abs=4.0, prob=0.05
+        )
+        self.whiten = Whiten(whitening_schedule(4.0, ratio=3.0), grad_scale=0.01)
+
+    def forward(self, x: Tensor, positions: Tensor, frames: Frames) -> Tensor:
+        """Maps (B, T, dim) to (B, T, dim).
+
+        Args:
+            x: The input.
+            positions: (2 T - 1, pos_dim), the encoding of offsets.
+            frames: The valid frames.
+        """
+        before = x
+        weights = self.self_attn_weights(x, positions, frames)
+        kept = self._attention_mask(x)
+        x = x + self.feed_forward1(x)
+        x = x + kept * self.balancer_na(self.nonlin_attention(x, weights[:, 0]))
+        x = x + kept * self.self_attn1(x, weights)
+        x = x + self._drop(self.conv_module1(x, frames), self.conv_skip_rate)
+        x = x + self._drop(self.balancer_ff2(self.feed_forward2(x)), self.ff2_skip_rate)
+        x = self.bypass_mid(before, x)
+        x = x + kept * self.self_attn2(x, weights)
+        x = x + self._drop(self.conv_module2(x, frames), self.conv_skip_rate)
+        x = x + self._drop(self.balancer_ff3(self.feed_forward3(x)), self.ff3_skip_rate)
+        x = self.bypass(before, self.norm(self.balancer1(x)))
+        return self.whiten(self.balancer2(x))
+
+    def _attention_mask(self, x: Tensor) -> Tensor | float:
+        """Draws for which utterances (B, 1, 1) the three attention modules count."""
+        rate = float(self.attention_skip_rate)
+        if not self.training or rate == 0.0:
+            return 1.0
+        return (torch.rand(x.shape[0], 1, 1, device=x.device) > rate).to(x.dtype)
+
+    def _drop(self, x: Tensor, rate: FloatLike) -> Tensor:
+        return drop_utterances(x, float(rate), self.training)

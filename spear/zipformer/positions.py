@@ -1,0 +1,78 @@
+"""The compact relative positional encoding, and the turn from relative to absolute positions."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_DROPOUT = 0.15
+_INITIAL_FRAMES = 1024
+
+
+def encode_offsets(num_frames: int, dim: int, device: torch.device) -> Tensor:
+    """Encodes the offsets -(T - 1) ... T - 1 between frames.
+
+    Offsets are compressed logarithmically, then by arctan, onto a finite interval on which sines
+    and cosines of increasing frequency are taken: neighbours are told apart near zero, and far
+    offsets that differ little look alike. The last channel is constant (icefall, zipformer.py).
+
+    Args:
+        num_frames: T.
+        dim: Channels, even.
+        device: Where to compute.
+
+    Returns:
+        (2 T - 1, dim) float32.
+    """
+    offsets = torch.arange(1 - num_frames, num_frames, dtype=torch.float32, device=device)
+    knee = math.sqrt(dim)
+    compressed = knee * offsets.sign() * ((offsets.abs() + knee).log() - math.log(knee))
+    angles = (compressed * (2.0 * math.pi / dim)).atan()
+    phases = angles.unsqueeze(1) * torch.arange(1, dim // 2 + 1, device=device)
+    encoding = torch.stack((phases.cos(), phases.sin()), dim=2).flatten(1)
+    encoding[:, -1] = 1.0
+    return encoding
+
+
+class RelativePositions(nn.Module):
+    """Hands out the encoding of relative positions, with dropout in training.
+
+    Args:
+        dim: Channels, even.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self._table: Tensor | None = None  # a constant: no buffer, so in no state dict
+
+    def forward(self, num_frames: int, device: torch.device) -> Tensor:
+        """Returns the encoding (2 T - 1, dim) of the offsets between T frames, float32."""
+        table = self._table
+        if table is None or table.device != device or table.shape[0] < 2 * num_frames - 1:
+            table = encode_offsets(max(num_frames, _INITIAL_FRAMES), self.dim, device)
+            self._table = table
+        centre = table.shape[0] // 2
+        encoding = table[centre - num_frames + 1 : centre + num_frames]
+        return F.dropout(encoding, p=_DROPOUT, training=self.training)
+
+
+def relative_to_absolute(scores: Tensor) -> Tensor:
+    """Turns scores by offset into scores by frame: out[..., i, j] = scores[..., i, T - 1 + j - i].
+
+    Read row after row, the wanted entries of one row follow those of the row before at a distance
+    of 2 T - 2. So a shift and a view give them without a copy, and cheaply differentiable.
+
+    Args:
+        scores: (..., T, 2 T - 1), contiguous in the last two dimensions.
+
+    Returns:
+        (..., T, T).
+    """
+    num_frames = scores.shape[-2]
+    if num_frames == 1:
+        return scores
+    stride = 2 * num_frames - 2
+    rows = scores.flatten(-2)[..., num_frames - 1 : num_frames - 1 + num_frames * stride]
+    return rows.unflatten(-1, (num_frames, stride))[..., :num_frames]
