@@ -5,12 +5,12 @@ transformers and those that users of the published checkpoints know.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from spear.errors import AudioError
 from spear.hub.encoder import SpearEncoder
@@ -18,7 +18,7 @@ from spear.hub.released_config import MODEL_TYPE, released_fields, student_confi
 from spear.zipformer import ZipformerConfig
 
 
-class SpearConfig(PretrainedConfig):  # type: ignore[misc]
+class SpearConfig(PretrainedConfig):
     """Configuration of a SPEAR encoder.
 
     Args:
@@ -52,7 +52,7 @@ class SpearConfig(PretrainedConfig):  # type: ignore[misc]
 
 
 @dataclass
-class SpearModelOutput(ModelOutput):  # type: ignore[misc]
+class SpearModelOutput(ModelOutput):
     """Outputs of `SpearModel`.
 
     Attributes:
@@ -70,13 +70,12 @@ class SpearModelOutput(ModelOutput):  # type: ignore[misc]
     encoder_out_lens: Tensor | None = None
 
 
-class SpearModel(PreTrainedModel):  # type: ignore[misc]
+class SpearModel(PreTrainedModel):
     """A SPEAR encoder in transformers' clothes; see `SpearEncoder`."""
 
     config_class = SpearConfig
     base_model_prefix = ""
     main_input_name = "input_values"
-    _no_split_modules: ClassVar[list[str]] = []
 
     def __init__(self, config: SpearConfig) -> None:
         super().__init__(config)

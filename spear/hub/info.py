@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from spear.hub.encoder import SpearEncoder
 from spear.hub.loading import from_pretrained
+
+if TYPE_CHECKING:
+    from spear.data.tokens import TokenSidecar
 
 
 @dataclass
@@ -38,7 +41,25 @@ def _quantizer(path: str) -> str:
 def _tokens(path: str) -> str:
     from spear.data.tokens import TokenSidecar
 
-    return str(TokenSidecar.load(Path(path)).describe())
+    return describe_tokens(TokenSidecar.load(Path(path)), path)
+
+
+def describe_tokens(sidecar: "TokenSidecar", name: str) -> str:
+    """Returns whose tokens a sidecar describes and how many there are, as text."""
+    num_cuts = sum(shard.num_cuts for shard in sidecar.shards.values())
+    num_frames = sum(shard.num_frames for shard in sidecar.shards.values())
+    hours = num_frames / sidecar.frame_rate_hz / 3600
+    layer = "last" if sidecar.layer is None else sidecar.layer
+    return "\n".join(
+        [
+            f"{name}: tokens of teacher {sidecar.teacher!r}, layer {layer}",
+            f"{sidecar.num_codebooks} codebooks of {sidecar.codebook_size} "
+            f"at {sidecar.frame_rate_hz:g} Hz",
+            f"{num_cuts} cuts, {num_frames} frames, {hours:.3f} h in {len(sidecar.shards)} shards",
+            f"teacher weights {sidecar.weights_sha256}",
+            f"quantizer {sidecar.quantizer_id} (file {sidecar.quantizer_sha256})",
+        ]
+    )
 
 
 def _model(path: str) -> str:

@@ -17,7 +17,7 @@ def randomised(config: ZipformerConfig, seed: int = 0) -> Zipformer:
     model = Zipformer(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+            parameter.add_(0.1 * torch.randn_like(parameter))
     return model
 
 

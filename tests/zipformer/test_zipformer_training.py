@@ -60,7 +60,7 @@ def test_a_seed_fixes_every_bit(tiny_config: Build) -> None:
 
 
 def test_a_run_continues_from_the_state_of_the_generator(tiny_config: Build) -> None:
-    """What a resumed run needs: weights, the count, and torch's generator; modules hold no state."""
+    """A resumed run needs weights, the count and torch's generator; modules hold no state."""
     fbank, lens, _ = toy_batch()
     torch.manual_seed(3)
     model = Zipformer(tiny_config()).train()

@@ -10,22 +10,52 @@ from spear.zipformer import Zipformer, ZipformerConfig, load_exact, set_schedule
 
 Build = Callable[..., ZipformerConfig]
 
-LAYER_NAMES = """
-bypass_scale bypass.bypass_scale bypass_mid.bypass_scale norm.log_scale norm.bias
-self_attn_weights.in_proj.weight self_attn_weights.in_proj.bias self_attn_weights.linear_pos.weight
-self_attn1.in_proj.weight self_attn1.in_proj.bias self_attn1.out_proj.weight self_attn1.out_proj.bias
-self_attn2.in_proj.weight self_attn2.in_proj.bias self_attn2.out_proj.weight self_attn2.out_proj.bias
-feed_forward1.in_proj.weight feed_forward1.in_proj.bias feed_forward1.out_proj.weight
-feed_forward1.out_proj.bias feed_forward2.in_proj.weight feed_forward2.in_proj.bias
-feed_forward2.out_proj.weight feed_forward2.out_proj.bias feed_forward3.in_proj.weight
-feed_forward3.in_proj.bias feed_forward3.out_proj.weight feed_forward3.out_proj.bias
-nonlin_attention.in_proj.weight nonlin_attention.in_proj.bias nonlin_attention.out_proj.weight
-nonlin_attention.out_proj.bias conv_module1.in_proj.weight conv_module1.in_proj.bias
-conv_module1.depthwise_conv.weight conv_module1.depthwise_conv.bias conv_module1.out_proj.weight
-conv_module1.out_proj.bias conv_module2.in_proj.weight conv_module2.in_proj.bias
-conv_module2.depthwise_conv.weight conv_module2.depthwise_conv.bias conv_module2.out_proj.weight
-conv_module2.out_proj.bias
-""".split()
+LAYER_NAMES = [
+    "bypass_scale",
+    "bypass.bypass_scale",
+    "bypass_mid.bypass_scale",
+    "norm.log_scale",
+    "norm.bias",
+    "self_attn_weights.in_proj.weight",
+    "self_attn_weights.in_proj.bias",
+    "self_attn_weights.linear_pos.weight",
+    "self_attn1.in_proj.weight",
+    "self_attn1.in_proj.bias",
+    "self_attn1.out_proj.weight",
+    "self_attn1.out_proj.bias",
+    "self_attn2.in_proj.weight",
+    "self_attn2.in_proj.bias",
+    "self_attn2.out_proj.weight",
+    "self_attn2.out_proj.bias",
+    "feed_forward1.in_proj.weight",
+    "feed_forward1.in_proj.bias",
+    "feed_forward1.out_proj.weight",
+    "feed_forward1.out_proj.bias",
+    "feed_forward2.in_proj.weight",
+    "feed_forward2.in_proj.bias",
+    "feed_forward2.out_proj.weight",
+    "feed_forward2.out_proj.bias",
+    "feed_forward3.in_proj.weight",
+    "feed_forward3.in_proj.bias",
+    "feed_forward3.out_proj.weight",
+    "feed_forward3.out_proj.bias",
+    "nonlin_attention.in_proj.weight",
+    "nonlin_attention.in_proj.bias",
+    "nonlin_attention.out_proj.weight",
+    "nonlin_attention.out_proj.bias",
+    "conv_module1.in_proj.weight",
+    "conv_module1.in_proj.bias",
+    "conv_module1.depthwise_conv.weight",
+    "conv_module1.depthwise_conv.bias",
+    "conv_module1.out_proj.weight",
+    "conv_module1.out_proj.bias",
+    "conv_module2.in_proj.weight",
+    "conv_module2.in_proj.bias",
+    "conv_module2.depthwise_conv.weight",
+    "conv_module2.depthwise_conv.bias",
+    "conv_module2.out_proj.weight",
+    "conv_module2.out_proj.bias",
+]
 
 
 def test_state_dict_has_icefalls_names_and_no_others(tiny_config: Build) -> None:
