@@ -47,15 +47,19 @@ class RelativePositions(nn.Module):
         self.dim = dim
         self._table: Tensor | None = None  # a constant: no buffer, so in no state dict
 
-    def forward(self, num_frames: int, device: torch.device) -> Tensor:
-        """Returns the encoding (2 T - 1, dim) of the offsets between T frames, float32."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the encoding (2 T - 1, dim) of the offsets between the frames of x (B, T, ...).
+
+        It has the type of x; the table is float32, since offsets do not fit into a half.
+        """
+        num_frames, device = x.shape[1], x.device
         table = self._table
         if table is None or table.device != device or table.shape[0] < 2 * num_frames - 1:
             table = encode_offsets(max(num_frames, _INITIAL_FRAMES), self.dim, device)
             self._table = table
         centre = table.shape[0] // 2
         encoding = table[centre - num_frames + 1 : centre + num_frames]
-        return F.dropout(encoding, p=_DROPOUT, training=self.training)
+        return F.dropout(encoding.to(x.dtype), p=_DROPOUT, training=self.training)
 
 
 def relative_to_absolute(scores: Tensor) -> Tensor:

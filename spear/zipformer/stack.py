@@ -72,7 +72,7 @@ class ZipformerStack(nn.Module):
 
     def run(self, x: Tensor, feature_mask: Tensor | None, frames: Frames) -> StackOutput:
         """Runs the layers, with `frames` at the rate of x (B, T, dim)."""
-        positions = self.encoder_pos(x.shape[1], x.device)
+        positions = self.encoder_pos(x)
         outputs = []
         x = _masked(x, feature_mask)
         for layer in self.layers:
