@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import jsonargparse
 import yaml
 
-from spear.errors import ConfigError
+from spear.errors import ConfigError, one_line
 
 C = TypeVar("C")
 
@@ -42,7 +42,7 @@ def parse_config(config_class: type[C], argv: Sequence[str], prog: str = "spear"
     try:
         values = parser.instantiate(parser.parse_args(list(argv)))
     except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
-        raise ConfigError(f"{prog}: {_one_line(error)}") from error
+        raise ConfigError(f"{prog}: {one_line(error, limit=1000)}") from error
     fields = [field.name for field in dataclasses.fields(config_class)]  # type: ignore[arg-type]
     return config_class(**{name: values[name] for name in fields})
 
@@ -74,7 +74,7 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"no configuration file {path}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {_one_line(error)}") from error
+        raise ConfigError(f"{path} cannot be read as YAML: {one_line(error)}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -165,7 +165,3 @@ def _nearest(key: str, known: Mapping[str, Any], prefix: str) -> str:
     return (
         f"; did you mean {prefix}{close[0]}?" if close else f"; known: {', '.join(sorted(known))}"
     )
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

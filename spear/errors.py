@@ -31,3 +31,9 @@ class CheckpointError(SpearError):
 
 class MissingPackageError(SpearError):
     """An optional package is needed and not installed."""
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """Returns an error's message on one line, cut at `limit` characters."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= limit else f"{text[:limit]}..."

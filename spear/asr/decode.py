@@ -30,10 +30,10 @@ from spear.asr.tokenizer import normalize
 from spear.audio import SAMPLE_RATE_HZ, Fbank, check_audio, read_audio
 from spear.data.plan import pack
 from spear.data.shards import ShardFolder
+from spear.device import choose_device
 from spear.errors import ConfigError, DataError, SpearError
 from spear.files import write_json
 from spear.progress import get_logger, progress
-from spear.training.distributed import choose_device
 
 logger = get_logger(__name__)
 

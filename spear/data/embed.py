@@ -18,12 +18,12 @@ from spear.data.represent import (
     check_sources,
     describe_teacher,
     num_samples,
-    pick_device,
     represent,
 )
 from spear.data.rng import generator
 from spear.data.shards import CutInfo, ShardFolder
 from spear.data.tars import file_fingerprint
+from spear.device import choose_device
 from spear.errors import ConfigError, DataError
 from spear.files import atomic_path, remove_partials, write_json
 from spear.progress import get_logger, progress
@@ -83,7 +83,7 @@ def run(config: EmbedConfig) -> None:
     """
     _check_config(config)
     folders = [ShardFolder(path) for path in config.shards]
-    device = pick_device(config.device)
+    device = choose_device(config.device)
     teacher = load_teacher(config.teacher, device)
     frames_path = Path(f"{config.output}.frames.npy")
     record_path = Path(f"{config.output}.frames.json")

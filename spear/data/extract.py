@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from spear.data.records import PartRecords
-from spear.data.represent import check_sources, describe_teacher, pick_device, represent
+from spear.data.represent import check_sources, describe_teacher, represent
 from spear.data.shards import ShardFolder
 from spear.data.tokens import (
     ShardTokens,
@@ -26,6 +26,7 @@ from spear.data.tokens import (
     sidecar_name,
     token_tar_name,
 )
+from spear.device import choose_device
 from spear.errors import ConfigError, TokenError
 from spear.files import atomic_path, remove_partials, sha256_of
 from spear.mvq import Quantizer
@@ -68,7 +69,7 @@ def run(config: ExtractConfig) -> None:
     """
     _check_config(config)
     folders = [ShardFolder(path) for path in config.shards]
-    device = pick_device(config.device)
+    device = choose_device(config.device)
     quantizer = Quantizer.load(config.quantizer).to(device).eval()
     teacher = load_teacher(config.teacher, device)
     check_fit(teacher, quantizer, config.quantizer)

@@ -5,7 +5,6 @@ are padded into batches of bounded duration, and every clip's valid frames come 
 Also what the two share around it: the device, and the teacher's identity in JSON.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,28 +18,6 @@ from spear.errors import ConfigError
 
 if TYPE_CHECKING:
     from spear.teachers import Teacher
-
-
-def pick_device(device: str) -> torch.device:
-    """Returns the device for "auto", "cpu", "cuda", "cuda:1", ...
-
-    "auto" and "cuda" are this process's own GPU where torchrun started several.
-
-    Raises:
-        ConfigError: There is no such device.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda":
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        cause = str(error).split("\n", maxsplit=1)[0]
-        raise ConfigError(f"device {device!r} cannot be used ({cause}); try --device cpu") from (
-            error
-        )
-    return torch.device(device)
 
 
 def num_samples(info: CutInfo) -> int:

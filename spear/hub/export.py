@@ -16,8 +16,9 @@ from spear import __version__
 from spear.errors import CheckpointError
 from spear.files import atomic_folder
 from spear.hub.encoder import SpearEncoder
-from spear.hub.loading import CONFIG_FILE, WEIGHTS_FILE, to_released_names
+from spear.hub.loading import WEIGHTS_FILE, to_released_names
 from spear.hub.released_config import MODEL_TYPE, released_fields
+from spear.model_folder import CONFIG_FILE
 from spear.progress import get_logger
 from spear.training.checkpoint import load_weights
 from spear.zipformer import ZipformerConfig

@@ -1,7 +1,6 @@
 """Loading a pre-trained encoder: our export, a published SPEAR folder, or a hub id."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -11,14 +10,13 @@ from torch import Tensor
 from spear.errors import CheckpointError
 from spear.hub.encoder import SpearEncoder
 from spear.hub.released_config import student_config
-from spear.optional import require
+from spear.model_folder import CONFIG_FILE, download, is_hub_id, read_json_object
 from spear.progress import get_logger
 from spear.zipformer import ZipformerConfig
 from spear.zipformer.weights import load_exact
 
 logger = get_logger(__name__)
 
-CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 # A published checkpoint nests the Zipformer in two modules that are both called `model`.
 OUTER_PREFIX = "model."
@@ -46,7 +44,7 @@ def from_pretrained(path_or_repo: str | Path, device: str = "cpu") -> SpearEncod
 
 def read_student_config(folder: Path) -> ZipformerConfig:
     """Reads the architecture of a model folder, without its weights."""
-    return student_config(read_json(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
+    return student_config(read_json_object(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
 
 
 def resolve_folder(path_or_repo: str | Path) -> Path:
@@ -61,16 +59,9 @@ def resolve_folder(path_or_repo: str | Path) -> Path:
             raise CheckpointError(f"{path} has no {CONFIG_FILE}: give the folder of an export")
         return path
     name = str(path_or_repo)
-    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if path.exists() or not is_hub_id(name):
         raise CheckpointError(f"{name} is neither a model folder nor a hub id like 'owner/name'")
-    hub = require("huggingface_hub", f"downloading {name!r}")
-    try:
-        return Path(hub.snapshot_download(name, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
-    except Exception as error:  # the client's errors share no base class across its versions
-        raise CheckpointError(
-            f"no folder {name}, and the hub repository of that name cannot be had: "
-            f"{' '.join(str(error).split())[:200]}"
-        ) from error
+    return download(name, [CONFIG_FILE, WEIGHTS_FILE], "encoder")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -86,25 +77,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
     return {name.removeprefix(OUTER_PREFIX): value for name, value in state.items()}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON file that holds an object.
-
-    Raises:
-        CheckpointError: The file is missing, broken, or holds something else.
-    """
-    import json
-
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"no file {path}") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, expected an object")
-    return content
 
 
 def to_released_names(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spear.device import choose_device
 from spear.errors import ConfigError, DataError
 from spear.files import remove_partials, sha256_of
 from spear.mvq.quantizer import Quantizer, check_sizes
@@ -62,7 +63,7 @@ def run(config: TrainQuantizerConfig) -> None:
     _check(config)
     output = Path(config.output)
     report_dir = Path(config.report_dir or output.parent)
-    device = _device(config.device)
+    device = choose_device(config.device)
     frames, teacher = load_frames(frames_path(config.frames))
     normalize = config.normalize_channels
     if normalize is None:
@@ -186,21 +187,6 @@ def _check(config: TrainQuantizerConfig) -> None:
         )
     check_sizes(config.num_codebooks, config.codebook_size)
     check_budget(config.budget)
-
-
-def _device(name: str) -> torch.device:
-    """Returns the device of that name.
-
-    Raises:
-        ConfigError: There is none.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
-    return torch.device(name)
 
 
 def _metadata(

@@ -18,14 +18,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from spear.audio import SAMPLE_RATE_HZ
-from spear.errors import CheckpointError
+from spear.errors import CheckpointError, one_line
+from spear.model_folder import CONFIG_FILE, read_json_object
 from spear.teachers.base import Teacher, TeacherIdentity, check_layer
 from spear.teachers.config import TeacherConfig
 from spear.teachers.dasheng_network import DashengNetwork, DashengSettings
 from spear.teachers.source import (
-    CONFIG_FILE,
-    one_line,
-    read_json_object,
     resolve_model_folder,
     weights_digest,
     weights_files,

@@ -29,7 +29,8 @@ import torch
 from torch import Tensor, nn
 
 from spear.audio import SAMPLE_RATE_HZ
-from spear.errors import CheckpointError
+from spear.errors import CheckpointError, one_line
+from spear.model_folder import CONFIG_FILE, read_json_object
 from spear.optional import require
 from spear.teachers.base import (
     Teacher,
@@ -39,10 +40,7 @@ from spear.teachers.base import (
 )
 from spear.teachers.config import TeacherConfig
 from spear.teachers.source import (
-    CONFIG_FILE,
     PREPROCESSOR_FILE,
-    one_line,
-    read_json_object,
     resolve_model_folder,
     weights_digest,
     weights_files,

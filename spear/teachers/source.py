@@ -5,21 +5,16 @@ sees folders only and the digest is of the very files that are loaded.
 """
 
 import hashlib
-import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from spear.errors import CheckpointError
 from spear.files import sha256_of
-from spear.optional import require
+from spear.model_folder import CONFIG_FILE, download, is_hub_id
 
-CONFIG_FILE = "config.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
 # In order of preference: safetensors never run code when read.
 WEIGHTS_PATTERNS = ("model*.safetensors", "pytorch_model*.bin")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def resolve_model_folder(path: str, name: str) -> Path:
@@ -34,7 +29,7 @@ def resolve_model_folder(path: str, name: str) -> Path:
     """
     folder = Path(path).expanduser()
     if not folder.exists():
-        if not _HUB_ID.fullmatch(path):
+        if not is_hub_id(path):
             raise CheckpointError(f"teacher {name!r}: no file or folder at {path}")
         folder = _snapshot(path, name)
     if not folder.is_dir():
@@ -69,40 +64,11 @@ def weights_digest(files: Sequence[Path]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Reads a JSON file that holds an object.
-
-    Raises:
-        CheckpointError: It is missing, broken, or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, expected an object")
-    return content
-
-
-def one_line(error: BaseException, limit: int = 200) -> str:
-    """Returns an error's message on one line, cut at `limit` characters."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= limit else f"{text[:limit]}..."
-
-
 def _snapshot(repo: str, name: str) -> Path:
     """Downloads what a teacher needs of a hub repository: the `.bin` only without safetensors."""
-    hub = require("huggingface_hub", f"downloading teacher {name!r}")
-    patterns = [CONFIG_FILE, PREPROCESSOR_FILE]
-    try:
-        for weights in WEIGHTS_PATTERNS:
-            wanted = [*patterns, weights, f"{weights}.index.json"]
-            folder = Path(hub.snapshot_download(repo, allow_patterns=wanted))
-            if weights_files(folder):
-                break
-    except Exception as error:  # the client's errors share no base class across its versions
-        raise CheckpointError(
-            f"teacher {name!r}: no folder {repo}, and the hub repository of that name cannot be "
-            f"had: {one_line(error)}"
-        ) from error
+    for weights in WEIGHTS_PATTERNS:
+        wanted = [CONFIG_FILE, PREPROCESSOR_FILE, weights, f"{weights}.index.json"]
+        folder = download(repo, wanted, f"teacher {name!r}")
+        if weights_files(folder):
+            break
     return folder

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from spear.errors import CheckpointError
 from spear.files import atomic_folder, sha256_of, sync
+from spear.model_folder import read_json_object
 from spear.progress import get_logger
 from spear.training.averaging import check_wide, mean_between
 
@@ -169,7 +170,7 @@ def remove_old(run_folder: Path, keep_last: int, pinned_step: int) -> list[Path]
 
 def load_state(checkpoint: Path) -> dict[str, Any]:
     """Reads position and counters of a checkpoint."""
-    state = _read_json(checkpoint / STATE)
+    state = read_json_object(checkpoint / STATE)
     if state.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"{checkpoint} has format {state.get('format_version')}, this program reads "
@@ -180,7 +181,7 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
 
 def load_config(checkpoint: Path) -> dict[str, Any]:
     """Reads what rebuilds the model."""
-    return _read_json(checkpoint / CONFIG)
+    return read_json_object(checkpoint / CONFIG)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -379,10 +380,3 @@ def _independent(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error

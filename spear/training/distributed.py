@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from spear.device import choose_device
 from spear.errors import ConfigError
 
 _OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
@@ -95,7 +96,7 @@ def join_ranks(
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
-    chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    chosen = choose_device(device)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if world_size == 1 or dist.is_initialized():
@@ -114,18 +115,3 @@ def join_ranks(
         yield Ranks(chosen, rank, world_size)
     finally:
         dist.destroy_process_group()
-
-
-def choose_device(device: str, local_rank: int = 0) -> torch.device:
-    """Turns "auto", "cpu" or "cuda" into the device of the process `local_rank` of a machine."""
-    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise ConfigError("train.device is cuda, but torch finds no GPU: use --train.device cpu")
-    num_gpus = torch.cuda.device_count()
-    if local_rank >= num_gpus:
-        raise ConfigError(
-            f"process {local_rank} of this machine has no GPU: there are {num_gpus}; "
-            f"start at most {num_gpus} processes"
-        )
-    return torch.device("cuda", local_rank)

@@ -1,7 +1,8 @@
 """The Zipformer's configuration: icefall's field names, the paper's numbers, checked on creation.
 
 A per-stack field given as one number, or as a tuple of one, is meant for every stack; after
-creation every per-stack field holds one number per stack, so readers never have to care.
+creation every per-stack field holds one number per stack, so readers never have to care. Another
+number of stacks can be laid over the expanded defaults: those still count as one number.
 """
 
 import difflib
@@ -23,6 +24,7 @@ PER_STACK = (
     "cnn_module_kernel",
 )
 _TUPLES = ("downsampling_factor", *PER_STACK, "embed_channels", "chunk_size", "left_context_frames")
+_BASE_STACKS = (1, 2, 4, 8, 4, 2, 1)
 _MIN_FEATURE_DIM = 7  # three 3 x 3 convolutions, two of them with stride 2, leave one bin
 
 
@@ -34,7 +36,7 @@ class ZipformerConfig:
     """Mel bins of the input."""
     output_downsampling_factor: int = 1
     """Frames that become one at the output: 1 gives 50 Hz, 2 gives 25 Hz."""
-    downsampling_factor: tuple[int, ...] = (1, 2, 4, 8, 4, 2, 1)
+    downsampling_factor: tuple[int, ...] = _BASE_STACKS
     """Downsampling of each stack below 50 Hz; its length is the number of stacks."""
     encoder_dim: tuple[int, ...] = (512,)
     """Channels of each stack."""
@@ -129,14 +131,14 @@ class ZipformerConfig:
 
     def _per_stack(self, name: str) -> tuple[int, ...]:
         values: tuple[int, ...] = getattr(self, name)
-        if len(values) == 1:
-            return values * self.num_stacks
-        if len(values) != self.num_stacks:
-            raise ConfigError(
-                f"{name} has {len(values)} numbers for {self.num_stacks} stacks "
-                f"(downsampling_factor {self.downsampling_factor}): give one, or one per stack"
-            )
-        return values
+        if len(values) == self.num_stacks:
+            return values
+        if len(values) == 1 or values == _expanded_default(name):
+            return values[:1] * self.num_stacks
+        raise ConfigError(
+            f"{name} has {len(values)} numbers for {self.num_stacks} stacks "
+            f"(downsampling_factor {self.downsampling_factor}): give one, or one per stack"
+        )
 
     def _check(self) -> None:
         for name in ("downsampling_factor", *PER_STACK, "embed_channels"):
@@ -186,6 +188,13 @@ class ZipformerConfig:
         for context in self.left_context_frames:
             if context != -1 and context < 1:
                 raise ConfigError(f"left_context_frames {context}: must be -1 or positive")
+
+
+def _expanded_default(name: str) -> tuple[int, ...] | None:
+    """The default of a per-stack field as it stands after creation, if it is one number."""
+    defaults = {field.name: field.default for field in fields(ZipformerConfig)}
+    default: Any = defaults[name]
+    return default * len(_BASE_STACKS) if len(default) == 1 else None
 
 
 def _require(fits: bool, message: str) -> None:

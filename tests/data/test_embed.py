@@ -9,7 +9,7 @@ import torch
 
 from spear.data import embed
 from spear.data.embed import EmbedConfig, choose_frames
-from spear.data.represent import batch_by_length, num_samples, pick_device
+from spear.data.represent import batch_by_length, num_samples
 from spear.data.shards import CutInfo, ShardFolder
 from spear.errors import ConfigError, DataError
 from spear.teachers import TeacherConfig, load_teacher
@@ -156,13 +156,3 @@ def test_batches_hold_every_clip_within_the_budget() -> None:
     assert max(padded) <= 20.0
     assert sum(durations) / sum(padded) > 0.9
     assert [len(batch) for batch in batch_by_length(infos[:3], batch_s=0.01)] == [1, 1, 1]
-
-
-def test_ranks_of_torchrun_use_their_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    monkeypatch.setenv("LOCAL_RANK", "3")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch, "empty", lambda *_, device: seen.append(device))
-    assert pick_device("auto") == torch.device("cuda:3")
-    assert seen == ["cuda:3"]
-    assert pick_device("cpu") == torch.device("cpu")

@@ -9,7 +9,7 @@ from spear.training import Position, TrainConfig
 from spear.training.averaging import RunningAverage, mean_between
 from spear.training.clock import Clock, Interval, format_duration
 from spear.training.differences import describe_differences
-from spear.training.distributed import Ranks, choose_device, join_ranks
+from spear.training.distributed import Ranks, join_ranks
 from spear.training.validation import evaluating
 
 
@@ -110,18 +110,6 @@ def test_a_group_that_cannot_form_says_how_to_start(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="torchrun"), join_ranks("cpu"):
         pass
-
-
-def test_a_gpu_that_is_not_there_is_named(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert choose_device("auto") == torch.device("cpu")
-    with pytest.raises(ConfigError, match=r"train\.device"):
-        choose_device("cuda")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert choose_device("auto", 1) == torch.device("cuda", 1)
-    with pytest.raises(ConfigError, match="start at most 2 processes"):
-        choose_device("cuda", 2)
 
 
 def test_evaluation_leaves_generators_and_modes_alone():

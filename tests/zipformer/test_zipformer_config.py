@@ -24,6 +24,13 @@ def test_one_number_is_meant_for_every_stack() -> None:
     assert config.num_stacks == 2
 
 
+def test_another_number_of_stacks_can_be_laid_over_expanded_defaults() -> None:
+    changes = {"downsampling_factor": [1, 2], "num_encoder_layers": [1], "cnn_module_kernel": [15]}
+    config = ZipformerConfig.from_dict({**ZipformerConfig().to_dict(), **changes})
+    assert config.encoder_dim == (512, 512)
+    assert config == ZipformerConfig.from_dict(changes)
+
+
 def test_a_configuration_survives_json() -> None:
     config = ZipformerConfig.named("large", causal=True, chunk_size=(16, -1), dropout=0.2)
     text = json.dumps(config.to_dict())
