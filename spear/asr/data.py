@@ -10,7 +10,6 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
 
 import numpy as np
 import torch
@@ -240,7 +239,7 @@ class AsrData:
     ) -> None:
         def loader(
             cuts: TranscribedCuts, batch: BatchConfig, augment: AsrDataConfig | None
-        ) -> BatchLoader:
+        ) -> BatchLoader[AsrBatch]:
             ids = [info.id for info in cuts.infos]
             dataset = AsrDataset(
                 cuts,
@@ -250,10 +249,10 @@ class AsrData:
                 augment=augment,
             )
             plan = BatchPlan(cuts.durations, ids, seed, batch)
-            return BatchLoader(cast(Any, dataset), plan, config.num_workers, pin)
+            return BatchLoader(dataset, plan, config.num_workers, pin)
 
         self._train = loader(train, _room_for_speeds(config), config)
-        self._valid: BatchLoader | None = None
+        self._valid: BatchLoader[AsrBatch] | None = None
         if config.valid:
             valid = TranscribedCuts(config.valid, "valid", config.skip_untranscribed)
             self._valid = loader(valid, _everything(config.batch), None)
@@ -266,13 +265,13 @@ class AsrData:
         self, epoch: int, start_step: int, rank: int, world_size: int
     ) -> Iterator[AsrBatch]:
         """Yields this rank's augmented batches of an epoch from step `start_step` on."""
-        return cast(Iterator[AsrBatch], self._train.train(epoch, start_step, rank, world_size))
+        return self._train.train(epoch, start_step, rank, world_size)
 
     def valid_batches(self, rank: int, world_size: int) -> Iterator[AsrBatch]:
         """Yields this rank's share of the validation clips, each once, not augmented."""
         if self._valid is None:
             return iter(())
-        return cast(Iterator[AsrBatch], self._valid.share(rank, world_size))
+        return self._valid.share(rank, world_size)
 
 
 def _room_for_speeds(config: AsrDataConfig) -> BatchConfig:

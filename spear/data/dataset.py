@@ -7,7 +7,7 @@ is drawn from generators keyed by the place, so batches do not depend on the num
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from spear.errors import ConfigError, SpearError, TokenError
 from spear.progress import get_logger
 
 logger = get_logger(__name__)
+BatchT = TypeVar("BatchT")
 
 
 @dataclass
@@ -241,11 +242,12 @@ class _Places(Sampler[tuple[Place, list[int]]]):
         return len(self.places)
 
 
-class BatchLoader:
+class BatchLoader(Generic[BatchT]):
     """Batches of a plan, made by worker processes, from any step on.
 
     Args:
-        dataset: Makes the batches.
+        dataset: Item (place, clip numbers) is a whole batch, or the user's error in it, which is
+            raised here: a worker would wrap a traceback around an error that it raises.
         plan: Says which clips form them.
         num_workers: Processes that read; 0 reads in this one.
         pin_memory: Put batches into page-locked memory, for a GPU.
@@ -253,7 +255,7 @@ class BatchLoader:
 
     def __init__(
         self,
-        dataset: BatchDataset,
+        dataset: Dataset[BatchT | SpearError],
         plan: BatchPlan,
         num_workers: int = 0,
         pin_memory: bool = False,
@@ -274,14 +276,12 @@ class BatchLoader:
             generator=torch.Generator(),
         )
 
-    def train(
-        self, epoch: int, start_step: int, rank: int, world_size: int
-    ) -> Iterator[PretrainBatch]:
+    def train(self, epoch: int, start_step: int, rank: int, world_size: int) -> Iterator[BatchT]:
         """Yields one rank's batches of an epoch from `start_step` on."""
         steps = range(start_step, self.plan.steps(epoch, world_size))
         return self._run([Place(epoch, step, rank, world_size) for step in steps])
 
-    def share(self, rank: int, world_size: int) -> Iterator[PretrainBatch]:
+    def share(self, rank: int, world_size: int) -> Iterator[BatchT]:
         """Yields one rank's share of epoch 0, planned for one rank.
 
         Batches and their random numbers do not depend on the number of ranks, so a validation
@@ -290,7 +290,7 @@ class BatchLoader:
         steps = range(rank, self.plan.steps(0), world_size)
         return self._run([Place(0, step, 0, 1) for step in steps])
 
-    def _run(self, places: list[Place]) -> Iterator[PretrainBatch]:
+    def _run(self, places: list[Place]) -> Iterator[BatchT]:
         self._sampler.places = places
         for item in self._loader:
             if isinstance(item, SpearError):

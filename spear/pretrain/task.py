@@ -75,7 +75,7 @@ class PretrainTask:
         self._train = self._loader(
             BatchDataset(index, collator, seed, "train", augmenter), plan, config.num_workers
         )
-        self._valid: BatchLoader | None = None
+        self._valid: BatchLoader[PretrainBatch] | None = None
         if config.valid:
             held_out = ClipIndex(config.valid, required, expected)
             _point_out_overlap(index, held_out)
@@ -150,7 +150,9 @@ class PretrainTask:
         frames = StudentFrames(config.student.frontend_pad)
         return Collator(layouts, frames, MaskSampler(config.mask, num_mel_bins), num_mel_bins)
 
-    def _loader(self, dataset: BatchDataset, plan: BatchPlan, num_workers: int) -> BatchLoader:
+    def _loader(
+        self, dataset: BatchDataset, plan: BatchPlan, num_workers: int
+    ) -> BatchLoader[PretrainBatch]:
         pin_memory = self.config.train.device != "cpu" and torch.cuda.is_available()
         return BatchLoader(dataset, plan, num_workers, pin_memory)
 
