@@ -298,7 +298,10 @@ json_targets() {
 
 # Stage 8
 export_model() {
-  launch "$exp/log/export.log" export --run_dir "$exp/pretrain" --output_dir "$exp/model"
+  local configs
+  config_options export
+  launch "$exp/log/export.log" export ${configs[@]+"${configs[@]}"} \
+    --run_dir "$exp/pretrain" --output_dir "$exp/model"
 }
 
 # has_transcripts: whether there is anything to train and score a recogniser on.
@@ -323,15 +326,16 @@ finetune() {
 
 # Stage 11. Without a test set the validation set is scored; it has chosen nothing.
 decode_both() {
-  local name split="$data/speech_test"
+  local name configs split="$data/speech_test"
   if ! has_transcripts; then return; fi
+  config_options decode
   if [[ -z "$test_ids" ]]; then
     log "no --test-ids: the validation recordings are scored instead"
     split="$data/speech_valid"
   fi
   for name in finetuned scratch; do
-    launch "$exp/log/decode_$name.log" decode --run_dir "$exp/asr_$name" \
-      --shards "$(json_list "$split")" --device "$device"
+    launch "$exp/log/decode_$name.log" decode ${configs[@]+"${configs[@]}"} \
+      --run_dir "$exp/asr_$name" --shards "$(json_list "$split")" --device "$device"
   done
 }
 

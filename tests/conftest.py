@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from spear.errors import MissingPackageError
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -13,6 +15,24 @@ ROOT = Path(__file__).resolve().parent.parent
 def _few_threads() -> None:
     """The models here are tiny: one thread each is fastest, and parallel workers do not fight."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def pictures() -> None:
+    """Asked for by the tests that look at the pictures of reports."""
+    pytest.importorskip("matplotlib")
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than most stages here: as if matplotlib were missing, unless asked."""
+    if "pictures" in request.fixturenames:
+        return
+
+    def missing(module: str, purpose: str, package: str | None = None) -> None:
+        raise MissingPackageError(f"{purpose} needs {module}")
+
+    monkeypatch.setattr("spear.reports.require", missing)
 
 
 @pytest.fixture(scope="session")

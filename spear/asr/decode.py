@@ -1,8 +1,8 @@
 """`spear decode`: a recogniser and recordings in, text and word error rates out.
 
 Reads shard folders (scored where their cuts have transcripts) or plain audio files and folders of
-them. Writes Kaldi's three text files for every split and `summary.json`. `transcribe` does the same
-for arrays, in one call.
+them. Writes Kaldi's three text files for every split, a report over all of them and `summary.json`.
+`transcribe` does the same for arrays, in one call.
 """
 
 import itertools
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from spear.asr.model import AsrModel, Transcript, load_asr_model
+from spear.asr.report import SplitResult, write_report
 from spear.asr.scoring import (
     ErrorCounts,
     Recognition,
@@ -54,7 +55,8 @@ class DecodeConfig:
     output_dir: str | None = None
     """Folder for the results; none: `decode` in the run folder."""
     weights: str = "averaged"
-    """"averaged" (the average over the later half of the run), "last" or "average_last:K"."""
+    """Which of the run's weights: "averaged" (over the later half of the run), "averaged:SHARE"
+    (over its last share, e.g. averaged:0.25), "last", "average_last:K" (mean of K checkpoints)."""
     batch_s: float = 200.0
     """Audio that is recognised at once, in seconds, counted with padding."""
     max_recording_s: float = 120.0
@@ -99,15 +101,14 @@ def run(config: DecodeConfig) -> None:
     device = choose_device(config.device)
     model = load_asr_model(config.run_dir, config.weights, str(device))
     output = Path(config.run_dir) / "decode" if config.output_dir is None else config.output_dir
-    scored: dict[str, Scores] = {}
+    results: dict[str, SplitResult] = {}
     for split, recordings in splits.items():
         transcripts = recognize(
             model, recordings, config.batch_s, num_workers=config.num_workers, label=split
         )
-        scores = _write_split(Path(output), split, recordings, transcripts, model)
-        if scores is not None:
-            scored[split] = scores
-            logger.info("%s: %s", split, scores.words.line())
+        results[split] = _write_split(Path(output), split, recordings, transcripts, model)
+    write_report(Path(output), results, config.weights)
+    scored = {split: one.scores for split, one in results.items() if one.scores is not None}
     write_json(Path(output) / "summary.json", summarize(scored, config))
     logger.info("results in %s", output)
 
@@ -289,7 +290,7 @@ def _write_split(
     recordings: Sequence[Recording],
     transcripts: Sequence[Transcript],
     model: AsrModel,
-) -> Scores | None:
+) -> SplitResult:
     """Writes a split's files; scores it where it has transcripts."""
     results = [
         Recognition(
@@ -306,7 +307,7 @@ def _write_split(
     if not known:
         write_recognitions(output, split, results, with_refs=False)
         logger.info("%s: %d recordings without transcripts, not scored", split, len(results))
-        return None
+        return SplitResult(len(results))
     if len(known) < len(results):
         write_recognitions(output, f"{split}-all", results, with_refs=False)
         logger.warning(
@@ -316,7 +317,9 @@ def _write_split(
             len(results),
             split,
         )
-    return write_score_files(output, split, known)
+    scores = write_score_files(output, split, known)
+    logger.info("%s: %s", split, scores.words.line())
+    return SplitResult(len(results), known, scores)
 
 
 def _from_shards(folder: ShardFolder) -> list[Recording]:

@@ -168,7 +168,7 @@ def load_asr_model(run_dir: str | Path, weights: str = "averaged", device: str =
 
     Args:
         run_dir: Run folder of `spear finetune-asr`, or one of its checkpoint folders.
-        weights: "averaged" (the running average over the later half of the run) or "last".
+        weights: Which of the run's weights, as `spear.training.checkpoint.load_weights` takes it.
         device: Where the weights go.
 
     Raises:

@@ -1,8 +1,8 @@
 """`spear embed`: a random sample of a teacher's frames, to train the quantiser on.
 
 Takes shard folders and a teacher; chooses clips, and frames of them, by the seed alone; writes
-`{output}.frames.npy`, float32 (F, D), which can be memory-mapped, and `{output}.frames.json`, which
-says whose frames they are. Run again with the same settings, it keeps what is there.
+`{output}.frames.npy`, float32 (F, D), which can be memory-mapped, `{output}.frames.json`, which
+says whose frames they are, and a report. Run again with the same settings, it keeps what is there.
 """
 
 import json
@@ -22,6 +22,7 @@ from spear.data.represent import (
 )
 from spear.data.rng import generator
 from spear.data.shards import CutInfo, ShardFolder
+from spear.data.stage_reports import write_frames_report
 from spear.data.tars import file_fingerprint
 from spear.device import choose_device
 from spear.errors import ConfigError, DataError
@@ -47,7 +48,7 @@ class EmbedConfig:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     """The teacher."""
     output: str = ""
-    """Prefix of the outputs: {output}.frames.npy and {output}.frames.json."""
+    """Prefix of the outputs: {output}.frames.npy, .frames.json and the report .frames.md."""
     num_frames: int = 500_000
     """Frames to sample; all there are where there are fewer."""
     clip_share: float = 0.25
@@ -89,6 +90,8 @@ def run(config: EmbedConfig) -> None:
     record_path = Path(f"{config.output}.frames.json")
     settings = _settings(config, folders, teacher)
     if _is_done(frames_path, record_path, settings):
+        if not frames_path.with_suffix(".md").is_file():
+            _write_report(frames_path, json.loads(record_path.read_text("utf-8")))
         log.info("%s: is there, nothing to do", frames_path)
         return
     frames_path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,6 +113,7 @@ def run(config: EmbedConfig) -> None:
         "dim": teacher.dim,
         "settings": settings,
     }
+    _write_report(frames_path, record)
     write_json(record_path, record)
     log.info(
         "%s: %d frames of %d clips, %d channels",
@@ -118,6 +122,11 @@ def run(config: EmbedConfig) -> None:
         len(sample.clips),
         teacher.dim,
     )
+
+
+def _write_report(frames_path: Path, record: dict[str, Any]) -> None:
+    frames = np.load(frames_path, mmap_mode="r")
+    write_frames_report(frames_path.with_suffix(".md"), frames, record)
 
 
 def choose_frames(

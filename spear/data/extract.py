@@ -2,8 +2,9 @@
 
 Takes shard folders, a teacher and its quantiser; runs the teacher over every clip and writes the
 codes as one more Shar field, `{teacher}_tokens.000000.tar`, beside the audio. When the tokens of
-all shards are there, the sidecar `{teacher}_tokens.json` is written. Run again, it does only the
-shards that are missing; several jobs (torchrun, or --job i --num-jobs n) share the shards.
+all shards are there, a report and the sidecar `{teacher}_tokens.json` are written. Run again, it
+does only the shards that are missing; several jobs (torchrun, or --job i --num-jobs n) share the
+shards.
 """
 
 import json
@@ -19,6 +20,7 @@ import torch
 from spear.data.records import PartRecords
 from spear.data.represent import check_sources, describe_teacher, represent
 from spear.data.shards import ShardFolder
+from spear.data.stage_reports import write_token_report
 from spear.data.tokens import (
     ShardTokens,
     TokenSidecar,
@@ -211,7 +213,11 @@ class Extractor:
         return ShardTokens(writer.num_cuts, writer.num_frames, sha256_of(path))
 
     def finalise(self, folder: ShardFolder) -> None:
-        """Writes the sidecar when every shard has tokens; else says how many are missing."""
+        """Writes report and sidecar when every shard has tokens; else says how many are missing.
+
+        Every job that finds the folder complete does so, since none knows which is the last; all
+        write the same bytes.
+        """
         done = self.finished(folder)
         missing = [shard for shard in folder.shard_ids if shard not in done]
         if missing:
@@ -219,7 +225,11 @@ class Extractor:
             return
         path = folder.path / sidecar_name(self.teacher.name)
         sidecar = replace(self.sidecar, shards={shard: done[shard] for shard in folder.shard_ids})
-        if not (path.is_file() and TokenSidecar.load(path) == sidecar):
+        is_there = path.is_file() and TokenSidecar.load(path) == sidecar
+        report = path.with_suffix(".md")
+        if not (is_there and report.is_file()):
+            write_token_report(report, folder, sidecar)
+        if not is_there:
             sidecar.save(path)
         self._parts(folder).clear()
         num_frames = sum(entry.num_frames for entry in sidecar.shards.values())

@@ -89,6 +89,10 @@ class BadCuts:
         else:
             self.path.unlink(missing_ok=True)
 
+    def recorded(self) -> list[dict[str, str]]:
+        """Returns this source's entries in the file, as the last `write` left them."""
+        return [line for line in self._existing() if line.get("source") == self.source]
+
     def _existing(self) -> list[dict[str, str]]:
         if not self.path.is_file():
             return []

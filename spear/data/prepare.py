@@ -2,8 +2,8 @@
 
 Takes any folder that holds files that libsndfile reads, with or without Kaldi's `text` and
 `utt2spk`, decodes every recording once to find the bad ones, splits by lists of ids or by a hash,
-and writes `{corpus}_{split}_cuts.jsonl.gz`. Bad recordings are named in `bad_cuts.jsonl` and left
-out. Run again with the same settings and files, it keeps what is there.
+and writes `{corpus}_{split}_cuts.jsonl.gz` and a report. Bad recordings are named in
+`bad_cuts.jsonl` and left out. Run again with the same settings and files, it keeps what is there.
 """
 
 import hashlib
@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import soundfile
-from lhotse import AudioSource, Recording, SupervisionSegment
+from lhotse import AudioSource, CutSet, Recording, SupervisionSegment
 from lhotse.cut import Cut, MixedCut
 
 from spear.audio.io import AudioInfo, check_audio
 from spear.data import kaldi_text
 from spear.data.joining import join_cuts, parse_range
 from spear.data.manifests import BadCuts, write_jsonl_gz
+from spear.data.stage_reports import write_prepare_report
 from spear.errors import AudioError, ConfigError, DataError
 from spear.files import remove_partials, sha256_of, write_json
 from spear.progress import get_logger, progress
@@ -94,6 +95,8 @@ def run(config: PrepareConfig) -> None:
     settings = _settings(config, files)
     record = _read_record(record_path)
     if record.get("settings") == settings and _outputs_are_whole(output, record):
+        if not _report_path(config).is_file():
+            _write_report(config, _stored_splits(config, record["outputs"]), len(files))
         log.info("%s: %s is there, nothing to do", config.corpus, ", ".join(record["outputs"]))
         return
     labels = Labels.load(config, files)
@@ -111,6 +114,7 @@ def run(config: PrepareConfig) -> None:
     for stale in set(record.get("outputs", {})) - set(outputs):
         log.info("%s: removed, these settings do not make it", output / stale)
         (output / stale).unlink(missing_ok=True)
+    _write_report(config, splits, len(files))
     write_json(record_path, {"settings": settings, "outputs": outputs})
 
 
@@ -250,6 +254,28 @@ def _read_record(path: Path) -> dict[str, Any]:
 def _outputs_are_whole(output: Path, record: Mapping[str, Any]) -> bool:
     paths = {output / name: digest for name, digest in record["outputs"].items()}
     return all(path.is_file() and sha256_of(path) == digest for path, digest in paths.items())
+
+
+def _stored_splits(config: PrepareConfig, names: Iterable[str]) -> dict[str, CutSet]:
+    """Opens the manifests of an earlier run, by split."""
+    prefix, suffix = f"{config.corpus}_", "_cuts.jsonl.gz"
+    return {
+        name.removeprefix(prefix).removesuffix(suffix): CutSet.from_file(
+            Path(config.output_dir) / name
+        )
+        for name in names
+    }
+
+
+def _report_path(config: PrepareConfig) -> Path:
+    return Path(config.output_dir) / f"{config.corpus}_report.md"
+
+
+def _write_report(
+    config: PrepareConfig, splits: Mapping[str, Iterable[Cut]], num_recordings: int
+) -> None:
+    bad = BadCuts(Path(config.output_dir), config.corpus, config.max_bad_fraction).recorded()
+    write_prepare_report(_report_path(config), config.corpus, splits, num_recordings, bad)
 
 
 def _check_recordings(

@@ -3,7 +3,8 @@
 Takes a lhotse cut manifest and writes lhotse Shar shards of at most `shard_size` cuts: FLAC,
 16 kHz, mono, 16 bits, with levels untouched. Untranscribed cuts longer than `max_duration_s` are
 cut into equal windows. Every shard is written under temporary names and renamed; `shards.json`
-says at the end what each holds. Run again, the stage does only the shards that are missing.
+says at the end what each holds, `report.md` what all hold together. Run again, the stage does only
+the shards that are missing.
 """
 
 import io
@@ -26,6 +27,7 @@ from spear.data.cut_audio import CutReader
 from spear.data.manifests import BadCuts, read_jsonl_gz, write_jsonl_gz
 from spear.data.records import PartRecords
 from spear.data.shards import SHARDS_RECORD, cuts_name, load_record, recording_name
+from spear.data.stage_reports import write_shard_report
 from spear.data.tars import PairTarWriter
 from spear.errors import AudioError, ConfigError, DataError
 from spear.files import atomic_path, remove_partials, sha256_of, write_json
@@ -99,6 +101,8 @@ def run(config: ShardConfig) -> None:
     done = _finished(folder, records, settings)
     todo = [number for number in range(len(plan)) if number not in done]
     if not todo and load_record(folder).get("complete"):
+        if not (folder / "report.md").is_file():
+            _write_report(config, done)
         log.info("%s: all %d shards are there, nothing to do", folder, len(plan))
         records.clear()  # a kill may have come between the final record and this
         return
@@ -109,7 +113,8 @@ def run(config: ShardConfig) -> None:
     for number, record in _write_all(jobs, config.num_jobs):
         records.save(number, record)
         done[number] = record
-    _report_bad(config, manifest, done, too_short)
+    _report_bad(config, done, too_short)
+    _write_report(config, done)
     _save_record(folder, settings, done, complete=True)
     records.clear()
 
@@ -340,11 +345,18 @@ def _write_all(
         yield from progress(finished, label, total=len(jobs))
 
 
-def _report_bad(
-    config: ShardConfig, manifest: Path, done: dict[int, dict[str, Any]], too_short: list[str]
-) -> None:
+def _bad_cuts(config: ShardConfig) -> BadCuts:
+    return BadCuts(Path(config.output_dir), Path(config.cuts).name, config.max_bad_fraction)
+
+
+def _write_report(config: ShardConfig, done: dict[int, dict[str, Any]]) -> None:
+    bad = _bad_cuts(config)
+    write_shard_report(Path(config.output_dir), bad.source, done, bad.recorded())
+
+
+def _report_bad(config: ShardConfig, done: dict[int, dict[str, Any]], too_short: list[str]) -> None:
     """Writes `bad_cuts.jsonl`; raises `DataError` where too many recordings are bad."""
-    bad = BadCuts(Path(config.output_dir), manifest.name, config.max_bad_fraction)
+    bad = _bad_cuts(config)
     for number in sorted(done):
         for entry in done[number]["bad"]:
             bad.add(entry["id"], entry["path"], entry["error"])

@@ -2,14 +2,17 @@
 
 Takes shard folders; checks files against their recorded checksums and counts, decodes every clip
 and every token array, and compares ids, order, shapes, ranges, frame counts and sidecars. It
-prints a table, writes `verify.md` into each folder, and raises an error that names every problem
-with its shard and cut.
+prints a table, writes `verify.md` and `verify.png` into each folder, and raises an error that names
+every problem with its shard and cut.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from spear.audio.io import SAMPLE_RATE_HZ, decode_audio
 from spear.data.manifests import read_jsonl_gz
@@ -31,8 +34,16 @@ from spear.data.tokens import (
     token_tar_name,
 )
 from spear.errors import ConfigError, DataError, SpearError, TokenError
-from spear.files import sha256_of, write_text
+from spear.files import sha256_of
 from spear.progress import get_logger, progress
+from spear.reports import (
+    embed_picture,
+    markdown_table,
+    name_axes,
+    new_figure,
+    save_figure,
+    write_markdown,
+)
 
 log = get_logger(__name__)
 
@@ -70,6 +81,8 @@ class Count:
     """Token frames; 0 for audio."""
     num_problems: int = 0
     """Problems found."""
+    differences: Counter[int] = field(default_factory=Counter)
+    """Token arrays by tenths of a frame that they have more than duration x rate."""
 
 
 @dataclass
@@ -111,7 +124,7 @@ def run(config: VerifyConfig) -> None:
     for report in reports:
         table = make_table(report)
         log.info("%s\n%s", report.path, table)
-        write_text(report.path / "verify.md", _make_report(report, table))
+        _write_report(report, table)
     problems = [problem for report in reports for problem in report.problems]
     if not problems:
         return
@@ -145,23 +158,55 @@ def verify_folder(path: Path, config: VerifyConfig) -> FolderReport:
 
 def make_table(report: FolderReport) -> str:
     """Returns what a folder holds as a Markdown table."""
-    lines = [
-        "| part | shards | cuts | hours | frames | problems |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for count in report.counts:
-        frames = f"{count.num_frames:,}" if count.num_frames else ""
-        hours = f"{report.duration_s / 3600:.3f}" if count is report.counts[0] else ""
-        lines.append(
-            f"| {count.name} | {count.num_shards} | {count.num_cuts:,} | {hours} | {frames} | "
-            f"{count.num_problems} |"
+    rows = [
+        (
+            count.name,
+            str(count.num_shards),
+            f"{count.num_cuts:,}",
+            f"{report.duration_s / 3600:.3f}" if count is report.counts[0] else "",
+            f"{count.num_frames:,}" if count.num_frames else "",
+            str(count.num_problems),
         )
-    return "\n".join(lines)
+        for count in report.counts
+    ]
+    header = ("part", "shards", "cuts", "hours", "frames", "problems")
+    return markdown_table(header, rows, "lrrrrr")
 
 
-def _make_report(report: FolderReport, table: str) -> str:
-    found = [f"- {problem}" for problem in report.problems] or ["No problems."]
-    return "\n".join([f"# Verification of {report.path}", "", table, "", *found, ""])
+def _write_report(report: FolderReport, table: str) -> None:
+    found = "\n".join(f"- {problem}" for problem in report.problems) or "No problems."
+    blocks = [f"# Verification of {report.path}", table, found]
+    picture = report.path / "verify.png"
+    if _draw_differences(picture, report.counts):
+        blocks.append(embed_picture(picture, "frames of each token array against its duration"))
+    write_markdown(report.path / "verify.md", blocks)
+
+
+def _draw_differences(path: Path, counts: Sequence[Count]) -> bool:
+    """Draws, for every teacher, how far the frames of token arrays are from duration x rate.
+
+    Half a frame to either side is rounding; a teacher that pads or drops edges stands beside that,
+    and arrays of another rate or other cuts lie outside the dotted lines, which are problems.
+    """
+    counts = [count for count in counts if count.differences]
+    figure = new_figure(7.0, 0.8 + 1.9 * len(counts)) if counts else None
+    if figure is None:
+        return False
+    edge = 2 * MAX_FRAME_DIFFERENCE
+    for number, count in enumerate(counts, start=1):
+        axes = figure.add_subplot(len(counts), 1, number)
+        frames = np.clip(np.array(list(count.differences)) / 10, -edge, edge)
+        bins = np.arange(-edge - 0.05, edge + 0.1, 0.1)
+        axes.hist(frames, bins=bins.tolist(), weights=list(count.differences.values()))
+        for limit in (-MAX_FRAME_DIFFERENCE, MAX_FRAME_DIFFERENCE):
+            axes.axvline(limit, color="black", linestyle=":")
+        axes.set(xlim=(bins[0], bins[-1]), yscale="log", ylim=(0.5, None))
+        axes.set(ylabel="token arrays")
+        name_axes(axes, count.name)
+        axes.tick_params(labelbottom=number == len(counts))
+    axes.set_xlabel(f"frames minus duration x rate (beyond {edge}: drawn there)")
+    save_figure(figure, path)
+    return True
 
 
 def _verify_audio(report: FolderReport, shard: int, decode: bool) -> list[CutInfo]:
@@ -328,6 +373,8 @@ def _verify_tokens(
             report.add(count, str(error))
             continue
         num_cuts, num_frames = num_cuts + 1, num_frames + len(tokens)
+        expected_frames = cut.duration_s * sidecar.frame_rate_hz
+        count.differences[round(10 * (len(tokens) - expected_frames))] += 1
         for problem in check_tokens(tokens, cut.duration_s, sidecar):
             report.add(count, f"{where}: {problem}")
     count.num_cuts += num_cuts

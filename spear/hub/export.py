@@ -38,7 +38,8 @@ class ExportConfig:
     output_dir: str
     """Folder to write; an existing one is replaced when the new one is complete."""
     weights: str = "averaged"
-    """"averaged" (the running average over the later half of the run) or "last"."""
+    """Which of the run's weights: "averaged" (over the later half of the run), "averaged:SHARE"
+    (over its last share, e.g. averaged:0.25), "last", "average_last:K" (mean of K checkpoints)."""
 
 
 def run(config: ExportConfig) -> None:

@@ -9,14 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from spear.errors import MissingPackageError
-from spear.files import atomic_path, write_json, write_text
+from spear.files import write_json
 from spear.mvq.quantizer import Quantizer
 from spear.mvq.statistics import count_codes, normalized_entropies
-from spear.optional import require
-from spear.progress import get_logger
-
-_logger = get_logger(__name__)
+from spear.reports import (
+    embed_picture,
+    markdown_table,
+    new_figure,
+    save_figure,
+    write_markdown,
+)
 
 
 @dataclass
@@ -112,8 +114,11 @@ def write_report(
 ) -> None:
     """Writes `report.md`, with matplotlib `usage.png`, and at last `summary.json` into a folder."""
     folder = Path(folder)
-    has_picture = _draw_usage(folder / "usage.png", train)
-    write_text(folder / "report.md", _markdown(quantizer, train, held_out, has_picture))
+    picture = folder / "usage.png"
+    blocks = _blocks(quantizer, train, held_out)
+    if _draw_usage(picture, train):
+        blocks.append(embed_picture(picture, "Usage of codes, most frequent first"))
+    write_markdown(folder / "report.md", blocks)
     write_json(folder / "summary.json", _summary(quantizer, train, held_out))
 
 
@@ -131,55 +136,39 @@ def _summary(quantizer: Quantizer, train: Evaluation, held_out: Evaluation) -> d
     }
 
 
-def _markdown(
-    quantizer: Quantizer, train: Evaluation, held_out: Evaluation, has_picture: bool
-) -> str:
-    lines = [
+def _blocks(quantizer: Quantizer, train: Evaluation, held_out: Evaluation) -> list[str]:
+    errors = [
+        (name, str(part.num_frames), f"{part.relative_error:.4f}", f"{part.first_guess_error:.4f}")
+        for name, part in (("train", train), ("held out", held_out))
+    ]
+    codebooks = [
+        (
+            str(index),
+            f"{entropy:.3f}",
+            str(train.num_unused[index]),
+            f"{train.errors_without[index]:.4f}",
+            f"{held_out.errors_without[index]:.4f}",
+        )
+        for index, entropy in enumerate(train.entropies)
+    ]
+    unused = ("codebook", "normalised entropy", "unused codes", "error without it", "held out")
+    return [
         "# Quantiser",
-        "",
-        "```",
-        describe(quantizer),
-        "```",
-        "",
+        f"```\n{describe(quantizer)}\n```",
         "Relative error is |x - x_hat|^2 / |x - mean|^2, after the channel normalisation.",
-        "",
-        "| frames | count | relative error | error of the first guess |",
-        "| --- | --- | --- | --- |",
-    ]
-    for name, part in (("train", train), ("held out", held_out)):
-        lines.append(
-            f"| {name} | {part.num_frames} | {part.relative_error:.4f} "
-            f"| {part.first_guess_error:.4f} |"
-        )
-    lines += [
-        "",
-        "Entropy 1 means that all codes are used equally often. Every codebook should cost about",
+        markdown_table(("frames", "count", "relative error", "error of the first guess"), errors),
+        "Entropy 1 means that all codes are used equally often. Every codebook should cost about\n"
         "the same when it is removed: there is no order among them. Figures are of the train "
-        "frames;",
-        "with few frames, codes that none of the held-out ones chose say little.",
-        "",
-        "| codebook | normalised entropy | unused codes | error without it | held out |",
-        "| --- | --- | --- | --- | --- |",
+        "frames;\nwith few frames, codes that none of the held-out ones chose say little.",
+        markdown_table(unused, codebooks),
     ]
-    for index, entropy in enumerate(train.entropies):
-        lines.append(
-            f"| {index} | {entropy:.3f} | {train.num_unused[index]} "
-            f"| {train.errors_without[index]:.4f} | {held_out.errors_without[index]:.4f} |"
-        )
-    if has_picture:
-        lines += ["", "![Usage of codes, most frequent first](usage.png)"]
-    return "\n".join(lines) + "\n"
 
 
 def _draw_usage(path: Path, evaluation: Evaluation) -> bool:
     """Draws each codebook's usage, sorted; returns whether it could."""
-    try:
-        require("matplotlib", "the picture of code usage")
-        pyplot = require("matplotlib.figure", "the picture of code usage", "matplotlib")
-    except MissingPackageError as error:
-        _logger.info("report without a picture: %s", error)
+    figure = new_figure(7.0, 4.0)
+    if figure is None:
         return False
-    figure = pyplot.Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     shares = evaluation.usage.double() / max(evaluation.num_frames, 1)
     for codebook, share in enumerate(shares.sort(dim=1, descending=True).values):
@@ -187,6 +176,5 @@ def _draw_usage(path: Path, evaluation: Evaluation) -> bool:
     axes.axhline(1 / shares.shape[1], color="black", linestyle=":", label="uniform")
     axes.set(xlabel="code, most frequent first", ylabel="share of frames", yscale="log")
     axes.legend(ncols=3, fontsize="x-small", title="codebook")
-    with atomic_path(path) as partial:
-        figure.savefig(partial, dpi=120)
+    save_figure(figure, path)
     return True

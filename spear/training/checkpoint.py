@@ -276,8 +276,9 @@ def load_weights(
         checkpoint_or_run_folder: A run folder (its newest intact checkpoint is taken) or one
             checkpoint.
         weights: "last": the weights of that checkpoint.
-            "averaged": the average over the second half of the training up to there: from the
-            kept checkpoint (or start of the run) nearest to half of its steps.
+            "averaged:SHARE": the average over that last share of the training up to there: from
+            the kept checkpoint (or start of the run) that is nearest to its beginning.
+            "averaged": the same over the second half.
             "average_last:K": the mean of the weights of the K newest checkpoints up to there.
 
     Returns:
@@ -286,32 +287,37 @@ def load_weights(
     Raises:
         CheckpointError: Nothing usable there, or an unknown word for the weights.
     """
-    needed = AVERAGED if weights == "averaged" else MODEL
+    share = re.fullmatch(r"averaged(?::(0?\.\d+|1(?:\.0*)?))?", weights)
+    needed = MODEL if share is None else AVERAGED
     end = _resolve(Path(checkpoint_or_run_folder), (needed, STATE, CONFIG))
     last_k = re.fullmatch(r"average_last:([1-9]\d*)", weights)
     if weights == "last":
         state = _load_checked(end, MODEL)
-    elif weights == "averaged":
-        state = average_between(second_half_start(end), end)
+    elif share is not None:
+        state = average_between(average_start(end, float(share.group(1) or 0.5)), end)
     elif last_k is not None:
         state = _mean_of_last(end, int(last_k.group(1)))
     else:
         raise CheckpointError(
-            f"unknown weights {weights!r}: choose last, averaged, or average_last:K (e.g. "
-            "average_last:3)"
+            f"unknown weights {weights!r}: choose last, averaged, averaged:SHARE (e.g. "
+            "averaged:0.25) or average_last:K (e.g. average_last:3)"
         )
     narrow = {n: v.float() if v.is_floating_point() else v for n, v in state.items()}
     return narrow, load_config(end)
 
 
-def second_half_start(end: Path) -> Path | None:
-    """Returns the kept checkpoint nearest to half of `end`'s steps; None: the start of the run."""
-    half = step_of(end) / 2
+def average_start(end: Path, share: float) -> Path | None:
+    """Returns the kept checkpoint nearest to where the last `share` of `end`'s steps begins.
+
+    None is the start of the run. Checkpoints that are damaged, or after which nothing was averaged,
+    do not count.
+    """
+    begin = step_of(end) * (1.0 - share)
     best: Path | None = None
-    best_distance = half  # of the start of the run
+    best_distance = begin  # of the start of the run
     num_end = load_state(end)["num_averaged"]
     for checkpoint in _up_to(end)[:-1]:
-        distance = abs(step_of(checkpoint) - half)
+        distance = abs(step_of(checkpoint) - begin)
         if distance > best_distance or find_damage(checkpoint, (AVERAGED, STATE)) is not None:
             continue
         if load_state(checkpoint)["num_averaged"] < num_end:

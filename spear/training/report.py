@@ -4,15 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from spear.errors import MissingPackageError
-from spear.files import atomic_path, write_text
-from spear.optional import require
-from spear.progress import get_logger
+from spear.reports import (
+    embed_picture,
+    markdown_table,
+    new_figure,
+    save_figure,
+    write_markdown,
+)
 from spear.training.clock import format_duration
 from spear.training.metrics import read_jsonl
 from spear.training.position import Position
 
-_logger = get_logger(__name__)
 _MAX_ROWS = 12
 
 
@@ -29,25 +31,24 @@ def write_report(
         checkpoint: The last checkpoint.
     """
     records = list(read_jsonl(run_folder / "metrics.jsonl"))
-    has_plot = _plot(records, run_folder / "report.png")
-    lines = [
+    picture = run_folder / "report.png"
+    facts = [
+        ("steps", f"{position.step}"),
+        ("epochs begun", f"{position.epoch + 1}"),
+        ("audio seen", f"{position.audio_hours:.4g} h"),
+        ("time", format_duration(elapsed_s)),
+        ("skipped steps (non-finite)", f"{num_skipped}"),
+        ("last checkpoint", f"`{checkpoint.relative_to(run_folder)}`"),
+    ]
+    blocks = [
         "# Training report",
-        "",
-        "| | |",
-        "| --- | --- |",
-        f"| steps | {position.step} |",
-        f"| epochs begun | {position.epoch + 1} |",
-        f"| audio seen | {position.audio_hours:.4g} h |",
-        f"| time | {format_duration(elapsed_s)} |",
-        f"| skipped steps (non-finite) | {num_skipped} |",
-        f"| last checkpoint | `{checkpoint.relative_to(run_folder)}` |",
-        "",
+        markdown_table(("", ""), facts),
         *_section("Validation", records, "valid/"),
         *_section("Training", records, "train/"),
     ]
-    if has_plot:
-        lines += ["## Curves", "", "![loss and other values by step](report.png)", ""]
-    write_text(run_folder / "report.md", "\n".join(lines))
+    if _plot(records, picture):
+        blocks += ["## Curves", embed_picture(picture, "loss and other values by step")]
+    write_markdown(run_folder / "report.md", blocks)
 
 
 def _section(title: str, records: Sequence[dict[str, Any]], prefix: str) -> list[str]:
@@ -56,12 +57,12 @@ def _section(title: str, records: Sequence[dict[str, Any]], prefix: str) -> list
     if not rows:
         return []
     tags = sorted({tag for row in rows for tag in row if tag.startswith(prefix)})
+    cells = [
+        (str(row["step"]), *(f"{row[tag]:.4g}" if tag in row else "" for tag in tags))
+        for row in _thin(rows)
+    ]
     names = [tag.removeprefix(prefix) for tag in tags]
-    lines = [f"## {title}", "", f"| step | {' | '.join(names)} |", "| --- " * (len(tags) + 1) + "|"]
-    for row in _thin(rows):
-        cells = [f"{row[tag]:.4g}" if tag in row else "" for tag in tags]
-        lines.append(f"| {row['step']} | {' | '.join(cells)} |")
-    return [*lines, ""]
+    return [f"## {title}", markdown_table(("step", *names), cells)]
 
 
 def _thin(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -73,11 +74,6 @@ def _thin(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _plot(records: Sequence[dict[str, Any]], path: Path) -> bool:
     """Draws one panel for each value that training and validation share, losses first."""
-    try:
-        figures = require("matplotlib.figure", "drawing the report's curves")
-    except MissingPackageError as error:
-        _logger.info("%s; the report has no curves", error)
-        return False
     found = {
         tag.split("/", 1)[1]
         for record in records
@@ -89,7 +85,9 @@ def _plot(records: Sequence[dict[str, Any]], path: Path) -> bool:
         return False
     num_columns = min(3, len(names))
     num_rows = -(-len(names) // num_columns)
-    figure = figures.Figure(figsize=(4.5 * num_columns, 3.0 * num_rows), layout="constrained")
+    figure = new_figure(4.5 * num_columns, 3.0 * num_rows)
+    if figure is None:
+        return False
     for index, name in enumerate(names):
         axes = figure.add_subplot(num_rows, num_columns, index + 1)
         for part in ("train", "valid"):
@@ -100,6 +98,5 @@ def _plot(records: Sequence[dict[str, Any]], path: Path) -> bool:
         axes.set_title(name)
         axes.set_xlabel("step")
         axes.legend()
-    with atomic_path(path) as partial:
-        figure.savefig(partial, dpi=100, format="png")
+    save_figure(figure, path)
     return True

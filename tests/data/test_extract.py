@@ -110,6 +110,7 @@ def test_a_killed_run_is_finished_by_the_same_command(
     assert token_files(folder) == [
         *(f"logmel_tokens.00000{shard}.tar" for shard in range(3)),
         "logmel_tokens.json",
+        "logmel_tokens.md",
     ]
 
 

@@ -65,6 +65,25 @@ def test_good_folders_pass_with_a_report(config: VerifyConfig, folder: ShardFold
     assert "No problems." in report
 
 
+@pytest.mark.usefixtures("pictures")
+def test_the_picture_shows_how_far_frames_are_from_durations(
+    config: VerifyConfig, folder: ShardFolder
+) -> None:
+    tokens = verify.verify_folder(folder.path, config).counts[1]
+    expected = [len(folder.tokens(info, "logmel")) - 50 * info.duration_s for info in folder.infos]
+    assert sorted(tokens.differences.elements()) == sorted(round(10 * one) for one in expected)
+    verify.run(config)
+    assert (folder.path / "verify.png").read_bytes().startswith(b"\x89PNG")
+    assert "](verify.png)" in (folder.path / "verify.md").read_text()
+
+
+@pytest.mark.usefixtures("pictures")
+def test_the_picture_holds_what_is_far_off(config: VerifyConfig, folder: ShardFolder) -> None:
+    rewrite_tokens(folder, 0, lambda tokens: [(key, array[:1]) for key, array in tokens])
+    problems_of(config)
+    assert (folder.path / "verify.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize("name", ["logmel_tokens.000001.tar", "recording.000001.tar"])
 def test_a_flipped_byte_is_found(config: VerifyConfig, folder: ShardFolder, name: str) -> None:
     path = folder.path / name

@@ -8,7 +8,7 @@ import pytest
 import torch
 from mvq_frames import correlated_frames, random_centers, relative_error
 
-from spear.errors import ConfigError, DataError, MissingPackageError
+from spear.errors import ConfigError, DataError
 from spear.mvq import Quantizer, TrainingBudget, describe
 from spear.mvq.command import TrainQuantizerConfig, run, split_rows
 from spear.mvq.report import bits_per_frame, evaluate
@@ -176,24 +176,19 @@ def test_held_out_frames_are_spread_and_disjoint() -> None:
     assert len(split_rows(5000, 0.05)[1]) == pytest.approx(250, abs=32)
 
 
-def test_report_without_matplotlib(
-    config: TrainQuantizerConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def missing(module: str, purpose: str, package: str | None = None) -> None:
-        raise MissingPackageError(f"{purpose} needs {module}")
-
-    monkeypatch.setattr("spear.mvq.report.require", missing)
+def test_report_without_matplotlib(config: TrainQuantizerConfig) -> None:
     run(config)
     folder = Path(config.output).parent
     assert not (folder / "usage.png").exists()
     assert "usage.png" not in (folder / "report.md").read_text()
 
 
+@pytest.mark.usefixtures("pictures")
 def test_report_draws_usage_with_matplotlib(config: TrainQuantizerConfig) -> None:
-    pytest.importorskip("matplotlib")
     run(config)
     picture = Path(config.output).with_name("usage.png")
     assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "](usage.png)" in picture.with_name("report.md").read_text()
 
 
 def test_evaluation_against_definitions() -> None:

@@ -192,18 +192,25 @@ def test_averaged_weights_are_those_of_the_second_half(tmp_path):
     walk = Walk(tmp_path, {50, 90, 96, 98, 100}, 100)
     weights, config = load_weights(tmp_path, "averaged")
     assert weights["weight"].dtype == torch.float32 and config == {"dim": [3, 2]}
-    assert torch.equal(weights["weight"], walk.mean(50, 100).float())
+    torch.testing.assert_close(weights["weight"], walk.mean(50, 100).float(), rtol=0, atol=1e-6)
     earlier, _ = load_weights(checkpoint_path(tmp_path, 96), "averaged")
-    assert torch.equal(earlier["weight"], walk.mean(50, 96).float())
+    torch.testing.assert_close(earlier["weight"], walk.mean(50, 96).float(), rtol=0, atol=1e-6)
     first, _ = load_weights(checkpoint_path(tmp_path, 50), "averaged")
-    assert torch.equal(first["weight"], walk.mean(0, 50).float())
+    torch.testing.assert_close(first["weight"], walk.mean(0, 50).float(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("share", "start"), [("0.5", 50), (".1", 90), ("0.03", 98), ("1", 0)])
+def test_averaged_weights_over_another_share_of_the_run(tmp_path, share, start):
+    walk = Walk(tmp_path, {50, 90, 96, 98, 100}, 100)
+    weights, _ = load_weights(tmp_path, f"averaged:{share}")
+    torch.testing.assert_close(weights["weight"], walk.mean(start, 100).float(), rtol=0, atol=1e-6)
 
 
 def test_averaged_weights_do_without_a_damaged_start(tmp_path):
     walk = Walk(tmp_path, {50, 60, 100}, 100)
     lose_a_file(checkpoint_path(tmp_path, 50))
     weights, _ = load_weights(tmp_path, "averaged")
-    assert torch.equal(weights["weight"], walk.mean(60, 100).float())
+    torch.testing.assert_close(weights["weight"], walk.mean(60, 100).float(), rtol=0, atol=1e-6)
 
 
 def test_the_mean_of_the_last_checkpoints(tmp_path):
@@ -218,10 +225,10 @@ def test_the_mean_of_the_last_checkpoints(tmp_path):
         load_weights(tmp_path, "average_last:5")
 
 
-@pytest.mark.parametrize("weights", ["best", "average_last:0", "average_last:", "LAST"])
+@pytest.mark.parametrize("weights", ["best", "average_last:0", "LAST", "averaged:2", "averaged:"])
 def test_unknown_words_for_weights_are_refused(tmp_path, weights):
     Walk(tmp_path, {4}, 4)
-    with pytest.raises(CheckpointError, match="choose last, averaged, or average_last:K"):
+    with pytest.raises(CheckpointError, match=r"choose last, .*averaged:SHARE .*average_last:K"):
         load_weights(tmp_path, weights)
 
 

@@ -8,25 +8,9 @@ import torch
 from run_comparison import assert_same_run, curves
 from toy_task import ToyTask, config_for
 
-from spear.errors import CheckpointError, ConfigError, MissingPackageError, SpearError
-from spear.training import LossTerm, StepOutput, load_weights, report, train
+from spear.errors import CheckpointError, ConfigError, SpearError
+from spear.training import LossTerm, StepOutput, load_weights, train
 from spear.training.checkpoint import checkpoint_path, list_checkpoints, load_state, step_of
-
-
-@pytest.fixture
-def draws():
-    """Asked for by the one test that looks at the drawing."""
-
-
-@pytest.fixture(autouse=True)
-def no_matplotlib(request, monkeypatch):
-    """Drawing takes longer than training here: as if matplotlib were missing, but once."""
-    if "draws" not in request.fixturenames:
-
-        def missing(module, purpose, package=None):
-            raise MissingPackageError(f"{purpose} needs {module}")
-
-        monkeypatch.setattr(report, "require", missing)
 
 
 def run(folder, config=None, **options):
@@ -39,7 +23,7 @@ def steps_kept(folder):
     return [step_of(path) for path in list_checkpoints(folder)]
 
 
-@pytest.mark.usefixtures("draws")
+@pytest.mark.usefixtures("pictures")
 def test_a_run_learns_and_leaves_what_it_promises(tmp_path):
     run(tmp_path, {"max_steps": 60, "tensorboard": True})
     lines = curves(tmp_path)
