@@ -124,12 +124,15 @@ class Conv2dSubsampling(nn.Module):
         x = fbank.masked_fill(padding, LOG_EPS)
         if self.frontend_pad:
             x = F.pad(x, (0, 0, PAD_LEFT, PAD_RIGHT), value=LOG_EPS)
-        x = x.unsqueeze(1).contiguous(memory_format=torch.channels_last)
-        x = self.conv(x)
+        # The order of one channel is ambiguous: channels come last from here on.
+        x = self.conv[0](x.unsqueeze(1)).contiguous(memory_format=torch.channels_last)
+        x = self.conv[1:](x)
         out_lens = num_subsampled(lens, self.frontend_pad)
         assert isinstance(out_lens, Tensor)
         # The convolutions above stay within their input; the next one looks behind its end.
-        x = self.convnext(x.masked_fill(Frames(out_lens, x.shape[2]).padding.unsqueeze(1), 0.0))
+        padding = Frames(out_lens, x.shape[2]).padding.unsqueeze(3)
+        x = x.permute(0, 2, 3, 1).masked_fill(padding, 0.0)  # it gives what is last in memory so
+        x = self.convnext(x.permute(0, 3, 1, 2))
         x = self.out(x.transpose(2, 3).flatten(2))  # channel before mel bin, as icefall has it
         x = self.out_norm(self.out_whiten(x))
         mask = shared_dropout_mask(x, float(self.dropout)) if self.training else None
