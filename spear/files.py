@@ -3,11 +3,18 @@
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+_HOST = re.sub(r"\W", "_", socket.gethostname()) or "host"
+_OWNER = re.compile(r"\.partial-(\w+)-(\d+)(?=\.|$)")
+_DAY_S = 86400.0
 
 
 def sha256_of(path: Path, chunk_bytes: int = 1 << 22) -> str:
@@ -32,22 +39,19 @@ def sync(path: Path) -> None:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary name beside `path`; renames it to `path` when the block succeeds.
 
-    The suffix stays (`a.wav` is written as `.a.partial-PID.wav`), so writers that look at it work.
+    The suffix stays (`a.wav` is written as `.a.partial-HOST-PID.wav`): writers look at it.
     A block that raises, or a process that is killed, leaves `path` as it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name.split('.')[0]}.partial-{os.getpid()}{_suffixes(path)}")
+    partial = path.with_name(partial_name(path.name.split(".")[0], _suffixes(path)))
     try:
         yield partial
         sync(partial)
         os.replace(partial, path)
         sync(path.parent)
     finally:
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        else:
-            partial.unlink(missing_ok=True)
+        _remove(partial)
 
 
 @contextmanager
@@ -55,7 +59,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Like `atomic_path` for a folder; an existing folder at `path` is replaced at the end."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial = path.with_name(partial_name(path.name))
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
@@ -70,13 +74,51 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def partial_name(stem: str, suffixes: str = "") -> str:
+    """Returns the temporary name of a file or folder, which says who writes it."""
+    return f".{stem}.partial-{_HOST}-{os.getpid()}{suffixes}"
+
+
 def remove_partials(folder: Path) -> None:
-    """Removes what a killed process left in `folder` under a temporary name."""
+    """Removes what killed processes left in `folder` under temporary names.
+
+    What a live process of this machine is writing stays: several stages may share a folder. So
+    does what another machine wrote within the last day, since nobody here can tell.
+    """
     for leftover in Path(folder).glob(".*.partial-*"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
+        if not _may_be_in_use(leftover):
+            _remove(leftover)
+
+
+def _may_be_in_use(partial: Path) -> bool:
+    owner = _OWNER.search(partial.name)
+    if owner is None:
+        return False
+    host, pid = owner.group(1), int(owner.group(2))
+    if host == _HOST:
+        # A process asks before it writes: what bears its number was left by one before it.
+        return pid != os.getpid() and _is_alive(pid)
+    try:
+        return time.time() - partial.stat().st_mtime < _DAY_S
+    except OSError:  # finished or removed meanwhile
+        return True
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -1,11 +1,21 @@
 """Files appear whole or not at all."""
 
 import hashlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from spear.files import atomic_folder, atomic_path, remove_partials, sha256_of, write_json
+from spear.files import (
+    atomic_folder,
+    atomic_path,
+    partial_name,
+    remove_partials,
+    sha256_of,
+    write_json,
+)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -35,12 +45,39 @@ def test_folders_are_replaced_whole(tmp_path: Path) -> None:
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["two"]
 
 
-def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
-    (tmp_path / ".a.partial-12.tar").write_text("half")
-    (tmp_path / ".b.partial-13").mkdir()
+@pytest.fixture
+def dead_pid() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_leftovers_of_killed_processes_are_removed(tmp_path: Path, dead_pid: int) -> None:
+    own = partial_name("x", ".frames.npy")
+    assert own.startswith(".x.partial-") and own.endswith(f"-{os.getpid()}.frames.npy")
+    (tmp_path / own).write_text("left by a process of the same number")
+    (tmp_path / own.replace(f"-{os.getpid()}", f"-{dead_pid}")).write_text("half")
+    (tmp_path / partial_name("b").replace(f"-{os.getpid()}", f"-{dead_pid}")).mkdir()
+    (tmp_path / ".a.partial-12.tar").write_text("of nobody")
     (tmp_path / "a.tar").write_text("whole")
     remove_partials(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["a.tar"]
+
+
+def test_what_others_are_writing_stays(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        neighbour = tmp_path / partial_name("x", ".tar").replace(
+            f"-{os.getpid()}.", f"-{process.pid}."
+        )
+        fresh, old = tmp_path / ".y.partial-elsewhere-1.tar", tmp_path / ".z.partial-elsewhere-1"
+        for path in (neighbour, fresh, old):
+            path.write_text("half")
+        os.utime(old, (0, 0))
+        remove_partials(tmp_path)
+        assert set(tmp_path.iterdir()) == {neighbour, fresh}
+        process.communicate(b"\n")
+    remove_partials(tmp_path)
+    assert set(tmp_path.iterdir()) == {fresh}
 
 
 def test_checksum_is_sha256(tmp_path: Path) -> None:

@@ -81,8 +81,7 @@ def run(config: ExtractConfig) -> None:
         extractor.finished(folder)
     index, total = _share(config)
     for folder in folders:
-        if total == 1:  # other jobs' temporary files are not leftovers
-            remove_partials(folder.path)
+        remove_partials(folder.path)
         extractor.extract(folder, range(index, folder.num_shards, total))
         extractor.finalise(folder)
 

@@ -77,8 +77,7 @@ def run(config: TrainQuantizerConfig) -> None:
             _logger.info("%s is there already, from the same frames and settings", output)
             return
     else:
-        if output.parent.is_dir():
-            remove_partials(output.parent)
+        remove_partials(output.parent)
         quantizer = train_quantizer(
             frames,
             config.num_codebooks,

@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
 from spear.errors import CheckpointError
-from spear.files import atomic_folder, sha256_of, sync
+from spear.files import atomic_folder, partial_name, sha256_of, sync
 from spear.model_folder import read_json_object
 from spear.progress import get_logger
 from spear.training.averaging import check_wide, mean_between
@@ -160,7 +160,7 @@ def remove_old(run_folder: Path, keep_last: int, pinned_step: int) -> list[Path]
     removed = [checkpoint for checkpoint in old if step_of(checkpoint) != pinned_step]
     for checkpoint in removed:
         # Renamed first: half a removed checkpoint must not look like a damaged one.
-        doomed = checkpoint.with_name(f".{checkpoint.name}.partial-{os.getpid()}")
+        doomed = checkpoint.with_name(partial_name(checkpoint.name))
         os.replace(checkpoint, doomed)
         shutil.rmtree(doomed, ignore_errors=True)
     if removed:

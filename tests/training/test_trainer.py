@@ -1,6 +1,5 @@
 import json
 import math
-import os
 import signal
 
 import pytest
@@ -9,6 +8,7 @@ from run_comparison import assert_same_run, curves
 from toy_task import ToyTask, config_for
 
 from spear.errors import CheckpointError, ConfigError, SpearError
+from spear.files import partial_name
 from spear.training import LossTerm, StepOutput, load_weights, train
 from spear.training.checkpoint import checkpoint_path, list_checkpoints, load_state, step_of
 
@@ -296,7 +296,7 @@ def test_a_loss_of_nothing_is_zero_and_no_nan(tmp_path):
 
 
 def test_leftovers_of_a_killed_save_are_removed(tmp_path):
-    leftover = tmp_path / "checkpoints" / f".step-00000005.partial-{os.getpid()}"
+    leftover = tmp_path / "checkpoints" / partial_name("step-00000005")
     leftover.mkdir(parents=True)
     (leftover / "model.safetensors").write_bytes(b"half")
     run(tmp_path)
