@@ -6,64 +6,19 @@ token would have done.
 """
 
 import os
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from spear.config import to_dict
-from spear.data.augment import AugmentConfig
-from spear.data.dataset import SourceConfig
-from spear.data.plan import BatchConfig
 from spear.files import write_json, write_text
-from spear.pretrain.losses import LossConfig
-from spear.pretrain.masking import MaskConfig
-from spear.pretrain.model import TeacherTarget
+from spear.pretrain.config import PretrainConfig
 from spear.pretrain.task import RESULT_KEYS, PretrainTask
 from spear.progress import get_logger
-from spear.training import TrainConfig, train
+from spear.training import train
 from spear.training.metrics import read_jsonl
-from spear.zipformer import ZipformerConfig
 
 logger = get_logger(__name__)
 
 RESULTS_TITLE = "## Masked prediction"
-
-
-@dataclass
-class PretrainConfig:
-    """Pre-trains a student on teachers' tokens."""
-
-    data: list[SourceConfig] = field(default_factory=list)
-    """Shard folders to train on, speech and general audio; a clip's domain stands in its cut."""
-
-    valid: list[SourceConfig] = field(default_factory=list)
-    """Shard folders to validate on; without any there is no validation."""
-
-    teachers: dict[str, TeacherTarget] = field(default_factory=dict)
-    """Teachers by name, the name under which their tokens were extracted."""
-
-    student: ZipformerConfig = field(default_factory=ZipformerConfig)
-    """The encoder."""
-
-    mask: MaskConfig = field(default_factory=MaskConfig)
-    """What the student may not see."""
-
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """Noise and token mixing."""
-
-    loss: LossConfig = field(default_factory=LossConfig)
-    """How teachers and frames are weighed."""
-
-    batch: BatchConfig = field(default_factory=BatchConfig)
-    """How clips are put into batches."""
-
-    num_workers: int = 4
-    """Processes per rank that read and prepare batches; 0 does it in the training process."""
-
-    baseline_clips: int = 2000
-    """Training clips in which the most frequent tokens are counted."""
-
-    train: TrainConfig = field(default_factory=TrainConfig)
-    """The loop: steps, learning rate, checkpoints, seed."""
 
 
 def run(config: PretrainConfig) -> None:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,15 +20,13 @@ from spear.data.dataset import BatchDataset, BatchLoader, ClipIndex, open_noise,
 from spear.data.plan import BatchPlan
 from spear.errors import ConfigError, TokenError
 from spear.files import sha256_of
+from spear.pretrain.config import PretrainConfig
 from spear.pretrain.losses import required_teachers
 from spear.pretrain.masking import MaskSampler
 from spear.pretrain.model import PretrainModel, TeacherTarget
 from spear.progress import get_logger
 from spear.training import Position
 from spear.zipformer import set_schedule
-
-if TYPE_CHECKING:
-    from spear.pretrain.command import PretrainConfig
 
 logger = get_logger(__name__)
 
@@ -52,7 +50,7 @@ class PretrainTask:
 
     model: nn.Module
 
-    def __init__(self, config: "PretrainConfig") -> None:
+    def __init__(self, config: PretrainConfig) -> None:
         self.config = config
         check_config(config)
         seed = config.train.seed
@@ -193,7 +191,7 @@ RESULT_KEYS = ("loss", "masked_accuracy", "unmasked_accuracy", "baseline_accurac
 """What a validation says of each teacher; the tags are `{teacher}_{key}`."""
 
 
-def check_config(config: "PretrainConfig") -> None:
+def check_config(config: PretrainConfig) -> None:
     """Refuses configurations that cannot work, before any data is opened.
 
     Raises:

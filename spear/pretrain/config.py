@@ -1,0 +1,50 @@
+"""Everything that can be set of a pre-training run, in one dataclass."""
+
+from dataclasses import dataclass, field
+
+from spear.data.augment import AugmentConfig
+from spear.data.dataset import SourceConfig
+from spear.data.plan import BatchConfig
+from spear.pretrain.losses import LossConfig
+from spear.pretrain.masking import MaskConfig
+from spear.pretrain.model import TeacherTarget
+from spear.training import TrainConfig
+from spear.zipformer import ZipformerConfig
+
+
+@dataclass
+class PretrainConfig:
+    """Pre-trains a student on teachers' tokens."""
+
+    data: list[SourceConfig] = field(default_factory=list)
+    """Shard folders to train on, speech and general audio; a clip's domain stands in its cut."""
+
+    valid: list[SourceConfig] = field(default_factory=list)
+    """Shard folders to validate on; without any there is no validation."""
+
+    teachers: dict[str, TeacherTarget] = field(default_factory=dict)
+    """Teachers by name, the name under which their tokens were extracted."""
+
+    student: ZipformerConfig = field(default_factory=ZipformerConfig)
+    """The encoder."""
+
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    """What the student may not see."""
+
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Noise and token mixing."""
+
+    loss: LossConfig = field(default_factory=LossConfig)
+    """How teachers and frames are weighed."""
+
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    """How clips are put into batches."""
+
+    num_workers: int = 4
+    """Processes per rank that read and prepare batches; 0 does it in the training process."""
+
+    baseline_clips: int = 2000
+    """Training clips in which the most frequent tokens are counted."""
+
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The loop: steps, learning rate, checkpoints, seed."""
