@@ -17,6 +17,7 @@ dasheng=""            # Dasheng, the audio teacher: .pt file, folder or hub id; 
   # where empty
 wavlm_codebooks=16    # N, tokens per frame of the speech teacher
 dasheng_codebooks=8   # N, tokens per frame of the audio teacher
+audio_repeats=1       # times that each clip of general audio comes per epoch of pre-training
 nproc=1               # training processes; above 1 they run under torchrun
 num_jobs=2            # jobs of the other stages that run in parallel
 max_steps=""          # steps of pre-training; as in the configuration where empty
@@ -52,7 +53,7 @@ check_options() {
   for name in stage stop_stage; do
     [[ "${!name}" =~ ^[0-9]+$ ]] || die "--${name//_/-} is a stage's number, not '${!name}'"
   done
-  for name in nproc num_jobs wavlm_codebooks dasheng_codebooks; do
+  for name in nproc num_jobs wavlm_codebooks dasheng_codebooks audio_repeats; do
     [[ "${!name}" =~ ^[1-9][0-9]*$ ]] || die "--${name//_/-} is 1 or more, not '${!name}'"
   done
 }
@@ -97,10 +98,15 @@ json_list() {
   printf '[%s]' "${line#, }"
 }
 
-# json_sources FOLDER...: the shard folders as `spear pretrain` takes them.
+# json_sources FOLDER...: the shard folders as `spear pretrain` takes them; general audio
+# to train on comes as often as --audio-repeats says.
 json_sources() {
-  local folder line=""
-  for folder in "$@"; do line+=", {\"path\": $(json_string "$folder")}"; done
+  local folder line="" repeats
+  for folder in "$@"; do
+    repeats=1
+    if [[ "$folder" == "$data/audio_train" ]]; then repeats="$audio_repeats"; fi
+    line+=", {\"path\": $(json_string "$folder"), \"weight\": $repeats}"
+  done
   printf '[%s]' "${line#, }"
 }
 

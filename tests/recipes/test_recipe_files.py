@@ -17,7 +17,7 @@ from spear.config import parse_config, to_dict
 from spear.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-CONFIGS = sorted(ROOT.glob("recipes/*/conf/*.yaml"))
+CONFIGS = sorted(ROOT.glob("recipes/*/conf/**/*.yaml"))
 RECIPES = sorted(ROOT.glob("recipes/*/run.sh"))
 SCRIPTS = sorted([*ROOT.glob("local/*.sh"), *ROOT.glob("recipes/*/*.sh"), ROOT / ".ci" / "run"])
 
