@@ -280,6 +280,31 @@ class Quantizer(nn.Module):
             metadata={**source, **(metadata or {})},
         )
 
+    def to_multi_quantization(self, *, of_normalized_frames: bool = False) -> dict[str, Tensor]:
+        """The same quantiser for the package `multi_quantization` (0.1.1).
+
+        Kept are centres, classifiers and a name; `from_multi_quantization` gives the same id back
+        where nothing had to be folded in. Lost are the metadata and the channel statistics. Those
+        with one scale for all channels are folded into centres and classifiers, exact to rounding.
+        A quantiser without classifiers gets those of the nearest centres, as the package needs
+        some.
+
+        Args:
+            of_normalized_frames: Leave the channel statistics out: whoever uses the state dict
+                gives it `normalize(frames)`, and passes `channel_mean` and `channel_scale` to
+                `from_multi_quantization` to come back.
+
+        Returns:
+            A state dict that the package's `Quantizer.load_state_dict` takes; float32, on the CPU.
+
+        Raises:
+            ConfigError: Channels have scales of their own, which the package cannot express, or N
+                or K is no power of two, or K is below 16.
+        """
+        from spear.mvq.reference_export import export_state
+
+        return export_state(self, of_normalized_frames=of_normalized_frames)
+
     def teacher(self) -> dict[str, object]:
         """Returns the teacher's identity from the metadata; empty when it was not given."""
         identity = json.loads(self.metadata.get("teacher", "{}"))
