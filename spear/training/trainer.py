@@ -8,6 +8,7 @@ killed and started again by the same command ends with the bits of one that was 
 import contextlib
 import gc
 import json
+import warnings
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -192,6 +193,8 @@ class Trainer:
             return self.model
         self.forward = None
         gc.collect()  # an old wrapper's hooks on the parameters live until it is collected
+        # Convolutions give their weights' gradients channels last; copying these few costs nothing.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         return DistributedDataParallel(
             self.model,
             device_ids=[self.device.index] if self.device.type == "cuda" else None,
