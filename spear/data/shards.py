@@ -18,6 +18,7 @@ from spear.audio.io import decode_audio
 from spear.data.manifests import DOMAINS, read_jsonl_gz
 from spear.data.tars import FileReader, TarPair, index_pairs
 from spear.data.tokens import (
+    Tokens,
     TokenSidecar,
     decode_tokens,
     find_teachers,
@@ -61,8 +62,8 @@ class Clip:
     """(S,) float32, 16 kHz mono."""
     domain: str
     """"speech" or "audio"."""
-    tokens: dict[str, np.ndarray] = field(default_factory=dict)
-    """(T', N) uint8 for each teacher asked for."""
+    tokens: dict[str, Tokens] = field(default_factory=dict)
+    """(T', N) uint8 or uint16 for each teacher asked for."""
     text: str | None = None
     """Transcript, where there is one."""
     speaker: str | None = None
@@ -144,11 +145,11 @@ class ShardFolder:
         path = self.path / recording_name(self.shard_ids[info.shard])
         return decode_audio(self._read(path, "recording", info), f"{path}: cut {info.id}")
 
-    def tokens(self, cut: int | CutInfo, teacher: str) -> np.ndarray:
+    def tokens(self, cut: int | CutInfo, teacher: str) -> Tokens:
         """Reads a teacher's tokens of a cut.
 
         Returns:
-            (T', N) uint8.
+            (T', N) uint8, or uint16 where codebooks have more than 256 codes.
 
         Raises:
             TokenError: The teacher's tar is missing, broken, or holds other cuts.

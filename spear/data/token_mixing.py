@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from spear.audio import SAMPLE_RATE_HZ
 from spear.data.collate import Example
 from spear.data.noise import gain_for, power
+from spear.data.tokens import Tokens
 
 
 def secondary_share(primary_power: float, secondary_power: float, gain: float) -> float:
@@ -24,28 +25,28 @@ def secondary_share(primary_power: float, secondary_power: float, gain: float) -
 
 
 def mix_tokens(
-    primary: NDArray[np.uint8],
-    secondary: NDArray[np.uint8],
+    primary: Tokens,
+    secondary: Tokens,
     delay: int,
     beta: float,
     rng: np.random.Generator,
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+) -> tuple[Tokens, NDArray[np.bool_]]:
     """Mixes the targets of two clips.
 
     Args:
-        primary: (T1, N) uint8.
-        secondary: (T2, N) uint8.
+        primary: (T1, N) uint8 or uint16.
+        secondary: (T2, N) of the same type.
         delay: Frames before the secondary begins.
         beta: Probability of the secondary's token where both sound.
         rng: Where the choices come from.
 
     Returns:
-        (max(T1, delay + T2), N) uint8, and bool frames with a target: all but a gap between a
-        primary that ends early and a secondary that begins late.
+        (max(T1, delay + T2), N) of that type, and bool frames with a target: all but a gap between
+        a primary that ends early and a secondary that begins late.
     """
     end = delay + len(secondary)
     length = max(len(primary), end)
-    mixed = np.zeros((length, primary.shape[1]), dtype=np.uint8)
+    mixed = np.zeros((length, primary.shape[1]), dtype=primary.dtype)
     mixed[: len(primary)] = primary
     overlap = max(0, min(len(primary), end) - delay)
     if end > len(primary):

@@ -1,7 +1,8 @@
 """Teacher tokens on disk: one more Shar field beside the audio, and the sidecar that says whose.
 
 `{teacher}_tokens.000000.tar` holds, for every cut of shard 0 in its order, a uint8 array (T', N)
-as `.npy` with lhotse's temporal-array manifest. `{teacher}_tokens.json`, the sidecar, names the
+as `.npy` with lhotse's temporal-array manifest; a uint16 one where codebooks have more than 256
+codes, as baselines' may. `{teacher}_tokens.json`, the sidecar, names the
 teacher and the quantiser and counts what every shard holds. A run states what it wants and
 `TokenSidecar.check` refuses anything else.
 """
@@ -13,12 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from spear.data.tars import PairTarWriter
 from spear.errors import TokenError
 from spear.files import write_json
 
 FORMAT_VERSION = 1
+MAX_CODEBOOK_SIZE = 1 << 16
+"""Codes that two bytes can tell apart."""
+Tokens = NDArray[np.unsignedinteger[Any]]
+"""(T', N), uint8 or uint16: see `token_dtype`."""
+
+
+def token_dtype(codebook_size: int) -> np.dtype[Any]:
+    """Returns the type that tokens have on disk: one byte where every code fits, else two."""
+    return np.dtype(np.uint8) if codebook_size <= 256 else np.dtype("<u2")
 
 
 def token_tar_name(teacher: str, shard: int) -> str:
@@ -68,7 +79,7 @@ class TokenSidecar:
     num_codebooks: int
     """N, tokens in a frame."""
     codebook_size: int
-    """K, values that a token can take."""
+    """K, values that a token can take; it also says whether they are uint8 or uint16."""
     teacher_identity: dict[str, Any] = field(default_factory=dict)
     """`Teacher.identity()` in full, for people; not compared."""
     shards: dict[int, ShardTokens] = field(default_factory=dict)
@@ -162,14 +173,14 @@ class TokenTarWriter:
         self.num_frames = 0
         self._tar = PairTarWriter(path)
 
-    def write(self, cut_id: str, tokens: np.ndarray) -> None:
+    def write(self, cut_id: str, tokens: Tokens) -> None:
         """Appends the tokens of one cut.
 
         Args:
             cut_id: Id of the cut.
-            tokens: (T', N) uint8.
+            tokens: (T', N) uint8 or uint16.
         """
-        assert tokens.dtype == np.uint8 and tokens.ndim == 2, (tokens.dtype, tokens.shape)
+        assert is_tokens(tokens), (tokens.dtype, tokens.shape)
         stream = io.BytesIO()
         np.save(stream, np.ascontiguousarray(tokens), allow_pickle=False)
         manifest = {
@@ -194,7 +205,12 @@ class TokenTarWriter:
         self._tar.__exit__(*error)
 
 
-def decode_tokens(data: bytes, name: str) -> np.ndarray:
+def is_tokens(array: NDArray[Any]) -> bool:
+    """Whether an array has the form of tokens: (T', N) uint8 or uint16."""
+    return array.ndim == 2 and array.dtype in (token_dtype(256), token_dtype(MAX_CODEBOOK_SIZE))
+
+
+def decode_tokens(data: bytes, name: str) -> Tokens:
     """Decodes the `.npy` of one cut.
 
     Args:
@@ -202,7 +218,7 @@ def decode_tokens(data: bytes, name: str) -> np.ndarray:
         name: What to call it in an error.
 
     Returns:
-        (T', N) uint8.
+        (T', N) uint8 or uint16.
 
     Raises:
         TokenError: The bytes are no such array.
@@ -211,9 +227,9 @@ def decode_tokens(data: bytes, name: str) -> np.ndarray:
         tokens = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise TokenError(f"{name}: tokens cannot be decoded ({error})") from error
-    if tokens.dtype != np.uint8 or tokens.ndim != 2:
+    if not is_tokens(tokens):
         raise TokenError(
-            f"{name}: expected uint8 tokens (frames, codebooks), found {tokens.dtype} "
+            f"{name}: expected uint8 or uint16 tokens (frames, codebooks), found {tokens.dtype} "
             f"of shape {tokens.shape}"
         )
     return tokens

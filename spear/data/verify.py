@@ -31,6 +31,7 @@ from spear.data.tokens import (
     decode_tokens,
     find_teachers,
     sidecar_name,
+    token_dtype,
     token_tar_name,
 )
 from spear.errors import ConfigError, DataError, SpearError, TokenError
@@ -392,7 +393,7 @@ def check_tokens(tokens: Any, duration_s: float, sidecar: TokenSidecar) -> list[
     """Returns what is wrong with the tokens of one cut.
 
     Args:
-        tokens: (T', N) uint8.
+        tokens: (T', N) uint8 or uint16.
         duration_s: Seconds of audio in the cut.
         sidecar: Says N, K and the frame rate.
     """
@@ -400,6 +401,11 @@ def check_tokens(tokens: Any, duration_s: float, sidecar: TokenSidecar) -> list[
     num_frames, num_codebooks = tokens.shape
     if num_codebooks != sidecar.num_codebooks:
         problems.append(f"{num_codebooks} codebooks where the sidecar says {sidecar.num_codebooks}")
+    expected_dtype = token_dtype(sidecar.codebook_size)
+    if tokens.dtype != expected_dtype:
+        problems.append(
+            f"{tokens.dtype} where a codebook of {sidecar.codebook_size} has {expected_dtype}"
+        )
     if tokens.size and int(tokens.max()) >= sidecar.codebook_size:
         problems.append(f"value {int(tokens.max())} in a codebook of {sidecar.codebook_size}")
     expected = duration_s * sidecar.frame_rate_hz

@@ -4,11 +4,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import torch
+
+from spear.errors import ConfigError
 from spear.hub.encoder import SpearEncoder
 from spear.hub.loading import from_pretrained
 
 if TYPE_CHECKING:
     from spear.data.tokens import TokenSidecar
+
+_MAX_FRAMES = 10_000
 
 
 @dataclass
@@ -19,23 +24,54 @@ class InfoConfig:
     """What to describe."""
     path: str
     """A quantiser file, a model folder (or hub id), or a `{teacher}_tokens.json`."""
+    frames: str = ""
+    """For a quantiser: frames that `spear embed` wrote, to measure it on (at most 10,000)."""
+    pictures: str = ""
+    """For a quantiser with `frames`: folder where usage.png and codebooks.png go."""
 
 
 def run(config: InfoConfig) -> None:
     """Prints the description.
 
     Raises:
+        ConfigError: Frames for something else than a quantiser, or pictures without frames.
         SpearError: The file or folder cannot be read as what it is said to be.
     """
+    if config.frames and config.kind != "quantizer":
+        raise ConfigError(f"frames are for a quantizer, not for {config.kind}")
+    if config.pictures and not config.frames:
+        raise ConfigError("pictures show what frames say of a quantizer: give frames, too")
     describe = {"quantizer": _quantizer, "model": _model, "tokens": _tokens}[config.kind]
-    print(describe(config.path))  # noqa: T201
+    text = describe(config.path)
+    if config.frames:
+        text += "\n\n" + _measured(config.path, config.frames, config.pictures)
+    print(text)  # noqa: T201
 
 
 def _quantizer(path: str) -> str:
-    from spear.mvq import Quantizer
+    from spear.mvq import load_quantizer
     from spear.mvq.report import describe
 
-    return str(describe(Quantizer.load(path)))
+    return describe(load_quantizer(path))
+
+
+def _measured(path: str, frames: str, pictures: str) -> str:
+    """Returns what frames say about a quantiser, and draws it where a folder is given."""
+    from spear.mvq import load_quantizer
+    from spear.mvq.command import frames_path, load_frames
+    from spear.mvq.evaluation import spread_out, teacher_identity
+    from spear.mvq.report import describe_evaluation, draw_pictures, evaluate
+    from spear.mvq.training import read_rows
+
+    quantizer = load_quantizer(path)
+    rows, teacher = load_frames(frames_path(frames))
+    own = teacher_identity(quantizer.metadata).get("weights_sha256")
+    if own is not None and own != teacher.get("weights_sha256"):
+        raise ConfigError(f"{path} and {frames} are of different teachers, by their weights_sha256")
+    found = evaluate(quantizer, read_rows(rows, spread_out(torch.arange(len(rows)), _MAX_FRAMES)))
+    if pictures:
+        draw_pictures(Path(pictures), {"frames": found})
+    return describe_evaluation(quantizer, found)
 
 
 def _tokens(path: str) -> str:

@@ -3,12 +3,13 @@
 It reads `{name}.frames.npy` with `{name}.frames.json` beside it, keeps a few frames aside to
 measure on, trains on the others, and stores with the quantiser who the teacher was and what it was
 trained from. Run again it does nothing, unless the frames or the settings differ: then it refuses.
+Besides the multi-codebook quantiser it trains the baselines of `spear.mvq.baselines`.
 """
 
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,7 +18,11 @@ from torch import Tensor
 from spear.device import choose_device
 from spear.errors import ConfigError, DataError
 from spear.files import remove_partials, sha256_of
+from spear.mvq.baselines import BaselineBudget, check_baseline, train_baseline
+from spear.mvq.codebooks import CodebookQuantizer
+from spear.mvq.kinds import load_quantizer
 from spear.mvq.quantizer import Quantizer, check_sizes
+from spear.mvq.random_projection import RandomProjectionQuantizer
 from spear.mvq.report import evaluate, write_report
 from spear.mvq.training import TrainingBudget, check_budget, read_rows, train_quantizer
 from spear.progress import get_logger
@@ -37,20 +42,27 @@ class TrainQuantizerConfig:
     """Where the quantiser goes: a path that ends in .safetensors."""
     report_dir: str = ""
     """Folder of report.md, usage.png and summary.json; empty for the output's own folder."""
+    method: Literal["mvq", "kmeans", "random-projection", "residual"] = "mvq"
+    """The multi-codebook quantiser, or a baseline to compare it with: one codebook of k-means,
+    frozen random projections (BEST-RQ), or k-means on residuals stage by stage."""
     num_codebooks: int = 16
-    """Codebooks (count), 1 to 64: so many tokens, one byte each, describe a frame."""
+    """Codebooks (count), 1 to 64: so many tokens describe a frame. K-means has 1."""
     codebook_size: int = 256
-    """Codes of each codebook (count), 2 to 256."""
+    """Codes of each codebook (count), 2 to 256; with kmeans up to 4096, with random-projection up
+    to 8192. Tokens take one byte up to 256, else two."""
     seed: int = 0
     """Fixes every random choice."""
     normalize_channels: bool | None = None
-    """Zero mean and unit variance for every channel; by default what the teacher asks for."""
+    """Zero mean and unit variance for every channel; by default what the teacher asks for, and
+    always with random-projection."""
     held_out_fraction: float = 0.05
     """Share of the frames kept aside to measure on, at most 10,000 frames."""
     device: str = "auto"
     """Where to compute: cpu, cuda, cuda:1, ...; auto takes a GPU where there is one."""
     budget: TrainingBudget = field(default_factory=TrainingBudget)
-    """How long and how hard to work."""
+    """How long and how hard mvq works."""
+    baseline: BaselineBudget = field(default_factory=BaselineBudget)
+    """How long the baselines work."""
 
 
 def run(config: TrainQuantizerConfig) -> None:
@@ -67,28 +79,26 @@ def run(config: TrainQuantizerConfig) -> None:
     frames, teacher = load_frames(frames_path(config.frames))
     normalize = config.normalize_channels
     if normalize is None:
-        normalize = bool(teacher.get("normalize_channels", False))
+        is_random = config.method == RandomProjectionQuantizer.kind
+        normalize = is_random or bool(teacher.get("normalize_channels", False))
     metadata = _metadata(config, teacher, normalize)
     train_rows, held_out_rows = split_rows(len(frames), config.held_out_fraction)
     if output.exists():
-        quantizer = Quantizer.load(output, device)
+        quantizer = load_quantizer(output, device)
         _check_same(output, quantizer.metadata, metadata)
         if (report_dir / "summary.json").is_file():  # the last file of the report
             _logger.info("%s is there already, from the same frames and settings", output)
             return
     else:
         remove_partials(output.parent)
-        quantizer = train_quantizer(
-            frames,
-            config.num_codebooks,
-            config.codebook_size,
-            seed=config.seed,
-            normalize_channels=normalize,
-            rows=train_rows,
-            budget=config.budget,
-            metadata=metadata,
-            device=device,
-        )
+        common = {
+            "seed": config.seed,
+            "normalize_channels": normalize,
+            "rows": train_rows,
+            "metadata": metadata,
+            "device": device,
+        }
+        quantizer = _train(config, frames, common)
         quantizer.save(output)
     train = evaluate(quantizer, read_rows(frames, _spread_out(train_rows, _MAX_EVALUATED)))
     held_out = evaluate(quantizer, read_rows(frames, held_out_rows))
@@ -103,6 +113,16 @@ def run(config: TrainQuantizerConfig) -> None:
         min(train.entropies),
         report_dir / "report.md",
     )
+
+
+def _train(
+    config: TrainQuantizerConfig, frames: np.ndarray, common: dict[str, Any]
+) -> CodebookQuantizer:
+    """Trains what the method says, with arguments that all methods share."""
+    sizes = (config.num_codebooks, config.codebook_size)
+    if config.method == Quantizer.kind:
+        return train_quantizer(frames, *sizes, budget=config.budget, **common)
+    return train_baseline(config.method, frames, *sizes, budget=config.baseline, **common)
 
 
 def frames_path(frames: str) -> Path:
@@ -184,22 +204,29 @@ def _check(config: TrainQuantizerConfig) -> None:
         raise ConfigError(
             f"held_out_fraction must be above 0 and at most 0.5, not {config.held_out_fraction}"
         )
-    check_sizes(config.num_codebooks, config.codebook_size)
-    check_budget(config.budget)
+    if config.method == Quantizer.kind:
+        check_sizes(config.num_codebooks, config.codebook_size)
+        check_budget(config.budget)
+    else:
+        sizes = (config.num_codebooks, config.codebook_size)
+        check_baseline(config.method, *sizes, config.baseline)
 
 
 def _metadata(
     config: TrainQuantizerConfig, teacher: dict[str, Any], normalize: bool
 ) -> dict[str, str]:
     """What is stored with the quantiser: everything that its weights depend on."""
-    settings = {
+    settings: dict[str, Any] = {
         "num_codebooks": config.num_codebooks,
         "codebook_size": config.codebook_size,
         "seed": config.seed,
         "normalize_channels": normalize,
         "held_out_fraction": config.held_out_fraction,
-        "budget": asdict(config.budget),
     }
+    if config.method == Quantizer.kind:
+        settings["budget"] = asdict(config.budget)
+    else:
+        settings |= {"method": config.method, "baseline": asdict(config.baseline)}
     return {
         "teacher": json.dumps(teacher, sort_keys=True),
         "frames_sha256": sha256_of(frames_path(config.frames)),
@@ -212,9 +239,14 @@ def _check_same(output: Path, stored: dict[str, str], wanted: dict[str, str]) ->
     differences = []
     for key in ("teacher", "settings"):
         there, asked = _flatten(stored.get(key, "{}")), _flatten(wanted[key])
+        if key == "settings":  # mvq does not name itself
+            there, asked = {"method": Quantizer.kind} | there, {"method": Quantizer.kind} | asked
+        # Another method has other settings, which are no news.
+        is_other = there.get("method") != asked.get("method")
+        names = there.keys() & asked.keys() if is_other else there.keys() | asked.keys()
         differences += [
             f"{name} is {there.get(name)!r}, asked for {asked.get(name)!r}"
-            for name in sorted(there.keys() | asked.keys())
+            for name in sorted(names)
             if there.get(name) != asked.get(name)
         ]
     if stored.get("frames_sha256") != wanted["frames_sha256"]:

@@ -7,31 +7,20 @@ depend on: centres, first-guess classifiers, channel statistics, and as metadata
 the teacher whose frames it was trained on.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialize
-from torch import Tensor, nn
+from torch import Tensor
 
-from spear.errors import CheckpointError, ConfigError, DataError, TokenError
-from spear.files import atomic_path
+from spear.errors import ConfigError
+from spear.mvq.codebooks import Assign, CodebookQuantizer, check_range
 from spear.mvq.search import ProductTable, search
 
-FORMAT_VERSION = "1"
 _MAX_CODEBOOKS, _MAX_CODEBOOK_SIZE = 64, 256
-_OWN_KEYS = ("format_version", "dim", "num_codebooks", "codebook_size", "id")
-# Frames per matrix product. Always the same number (the last ones are padded): BLAS may round
-# differently for another shape, and then tokens would depend on the length of the input.
-_CPU_PRODUCT_FRAMES = 256
-_GPU_PRODUCT_FRAMES = 4096
 
 
-class Quantizer(nn.Module):
+class Quantizer(CodebookQuantizer):
     """Turns frames (*, D) into tokens (*, N) uint8 and back.
 
     Args:
@@ -47,11 +36,11 @@ class Quantizer(nn.Module):
         ConfigError: Shapes do not fit, or N is not in 1..64 or K not in 2..256.
     """
 
-    centers: Tensor
+    kind = "mvq"
+    tensor_names = CodebookQuantizer.tensor_names | {"classifier_weight", "classifier_bias"}
+
     classifier_weight: Tensor
     classifier_bias: Tensor
-    channel_mean: Tensor
-    channel_scale: Tensor
 
     def __init__(
         self,
@@ -63,62 +52,39 @@ class Quantizer(nn.Module):
         channel_scale: Tensor | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__()
-        if centers.dim() != 3:
-            raise ConfigError(f"centers must be (N, K, D), not of shape {tuple(centers.shape)}")
-        num_codebooks, codebook_size, dim = centers.shape
-        check_sizes(num_codebooks, codebook_size)
-        num_codes = num_codebooks * codebook_size
+        super().__init__(
+            centers, channel_mean=channel_mean, channel_scale=channel_scale, metadata=metadata
+        )
         if (classifier_weight is None) != (classifier_bias is None):
             raise ConfigError("classifier_weight and classifier_bias go together")
-        tensors = {
-            "centers": (centers, centers.shape),
-            "channel_mean": (_or(channel_mean, torch.zeros(dim)), (dim,)),
-            "channel_scale": (_or(channel_scale, torch.ones(dim)), (dim,)),
-            "classifier_weight": (_or(classifier_weight, torch.empty(0, dim)), (num_codes, dim)),
-            "classifier_bias": (_or(classifier_bias, torch.empty(0)), (num_codes,)),
-        }
-        for name, (tensor, shape) in tensors.items():
-            absent = classifier_weight is None and name.startswith("classifier")
-            if tuple(tensor.shape) != tuple(shape) and not absent:
-                raise ConfigError(f"{name} is {tuple(tensor.shape)}, expected {tuple(shape)}")
-            if not bool(torch.isfinite(tensor).all()):
-                raise ConfigError(f"{name} of the quantiser holds NaN or infinite values")
-            own = tensor.detach().to(centers.device, torch.float32).clone().contiguous()
-            self.register_buffer(name, own)
-        if bool((self.channel_scale <= 0).any()):
-            raise ConfigError("channel_scale of the quantiser must be above 0 everywhere")
-        self.metadata: dict[str, str] = dict(metadata or {})
+        num_codes = self.num_codebooks * self.codebook_size
+        if classifier_weight is None or classifier_bias is None:
+            classifier_weight, classifier_bias = torch.empty(0, self.dim), torch.empty(0)
+            num_codes = 0
+        shape = (num_codes, self.dim)
+        self._add_tensor("classifier_weight", classifier_weight, shape, centers.device)
+        self._add_tensor("classifier_bias", classifier_bias, (num_codes,), centers.device)
         self._table: tuple[tuple[int, int, torch.device], ProductTable] | None = None
 
-    @property
-    def num_codebooks(self) -> int:
-        """N."""
-        return self.centers.shape[0]
+    @staticmethod
+    def check_sizes(num_codebooks: int, codebook_size: int) -> None:
+        """See `check_sizes` of this module."""
+        check_sizes(num_codebooks, codebook_size)
 
-    @property
-    def codebook_size(self) -> int:
-        """K."""
-        return self.centers.shape[1]
-
-    @property
-    def dim(self) -> int:
-        """D, the width of frames."""
-        return self.centers.shape[2]
+    @classmethod
+    def from_tensors(
+        cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+    ) -> "Quantizer":
+        """See `CodebookQuantizer.from_tensors`; empty classifiers are none."""
+        kept = dict(tensors)
+        if len(kept["classifier_weight"]) == 0:
+            del kept["classifier_weight"], kept["classifier_bias"]
+        return cls(**kept, metadata=metadata)
 
     @property
     def has_classifiers(self) -> bool:
         """Whether linear classifiers give the first guess."""
         return len(self.classifier_weight) > 0
-
-    @property
-    def id(self) -> str:
-        """The first 16 hexadecimal digits of the SHA-256 over names, shapes and values."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.named_buffers()):
-            digest.update(f"{name} {tuple(tensor.shape)} float32\n".encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
 
     @property
     def table(self) -> ProductTable:
@@ -127,14 +93,6 @@ class Quantizer(nn.Module):
         if self._table is None or self._table[0] != key:
             self._table = (key, ProductTable(self.centers.float()))
         return self._table[1]
-
-    def normalize(self, x: Tensor) -> Tensor:
-        """Returns frames (*, D) in the space of the centres, float32."""
-        return (x.float() - self.channel_mean) / self.channel_scale
-
-    def denormalize(self, x: Tensor) -> Tensor:
-        """Undoes `normalize`."""
-        return x * self.channel_scale + self.channel_mean
 
     @torch.no_grad()
     def encode(
@@ -163,92 +121,11 @@ class Quantizer(nn.Module):
             ConfigError: x has another width, or an argument is out of range.
             DataError: x holds NaN or infinite values.
         """
-        self._check_frames(x)
         if num_passes < 0 or beam_width < 2:
             raise ConfigError(
                 f"encode needs num_passes >= 0 and beam_width >= 2, not {num_passes}, {beam_width}"
             )
-        frames = x.reshape(-1, self.dim)
-        size = max_batch_frames or self._product_frames()
-        codes = [
-            self._encode_block(frames[start : start + size], size, num_passes, beam_width)
-            for start in range(0, len(frames), size)
-        ]
-        empty = torch.empty(0, self.num_codebooks, dtype=torch.uint8, device=self.centers.device)
-        return torch.cat([empty, *codes]).view(*x.shape[:-1], self.num_codebooks)
-
-    @torch.no_grad()
-    def decode(self, codes: Tensor) -> Tensor:
-        """The frames that tokens stand for, in the teacher's own space.
-
-        Args:
-            codes: (*, N) integers in 0..K-1.
-
-        Returns:
-            (*, D) float32.
-
-        Raises:
-            TokenError: The number of codebooks differs, or a token is out of range.
-        """
-        if codes.dim() == 0 or codes.shape[-1] != self.num_codebooks:
-            raise TokenError(
-                f"quantiser of {self.num_codebooks} codebooks was given tokens of shape "
-                f"{tuple(codes.shape)}: these come from another quantiser"
-            )
-        if codes.is_floating_point() or codes.is_complex():
-            raise TokenError(f"tokens must be integers, not {codes.dtype}")
-        rows = codes.reshape(-1, self.num_codebooks).to(self.centers.device, torch.long)
-        if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= self.codebook_size):
-            raise TokenError(
-                f"tokens reach from {int(rows.min())} to {int(rows.max())}, but the quantiser has "
-                f"codes 0 to {self.codebook_size - 1}: these come from another quantiser"
-            )
-        rows = rows + torch.arange(self.num_codebooks, device=rows.device) * self.codebook_size
-        total = F.embedding_bag(rows, self.centers.float().view(-1, self.dim), mode="sum")
-        return self.denormalize(total).view(*codes.shape[:-1], self.dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Same as `encode` with its defaults."""
-        return self.encode(x)
-
-    def save(self, path: str | Path) -> None:
-        """Writes one safetensors file, whole or not at all."""
-        tensors = {name: tensor.detach().cpu() for name, tensor in self.named_buffers()}
-        own = (FORMAT_VERSION, str(self.dim), str(self.num_codebooks), str(self.codebook_size))
-        metadata = {**self.metadata, **dict(zip(_OWN_KEYS, (*own, self.id), strict=True))}
-        content = _with_sorted_header(serialize(tensors, metadata=metadata))
-        with atomic_path(Path(path)) as partial:
-            partial.write_bytes(content)
-
-    @classmethod
-    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> "Quantizer":
-        """Reads what `save` wrote.
-
-        Raises:
-            CheckpointError: The file is missing, broken, or no quantiser of a known version.
-        """
-        tensors, metadata = _read(Path(path))
-        version = metadata.get("format_version")
-        names = {"centers", "channel_mean", "channel_scale", "classifier_weight", "classifier_bias"}
-        if version != FORMAT_VERSION or set(tensors) != names:
-            raise CheckpointError(
-                f"{path} is no quantiser of format version {FORMAT_VERSION} (version {version}, "
-                f"tensors {sorted(tensors)}): make it with `spear train-quantizer`"
-            )
-        if len(tensors["classifier_weight"]) == 0:
-            del tensors["classifier_weight"], tensors["classifier_bias"]
-        stored_id = metadata.get("id")
-        own = {key: value for key, value in metadata.items() if key not in _OWN_KEYS}
-        try:
-            quantizer = cls(**tensors, metadata=own)
-        except ConfigError as error:
-            raise CheckpointError(f"{path} is a broken quantiser: {error}") from error
-        if quantizer.id != stored_id:
-            raise CheckpointError(
-                f"{path} is broken: its tensors have the id {quantizer.id}, but it was saved as "
-                f"{stored_id}; copy or train it again"
-            )
-        return quantizer.to(device)
+        return self._encode_blocks(x, self._searcher(num_passes, beam_width), max_batch_frames)
 
     @classmethod
     def from_multi_quantization(
@@ -305,11 +182,6 @@ class Quantizer(nn.Module):
 
         return export_state(self, of_normalized_frames=of_normalized_frames)
 
-    def teacher(self) -> dict[str, object]:
-        """Returns the teacher's identity from the metadata; empty when it was not given."""
-        identity = json.loads(self.metadata.get("teacher", "{}"))
-        return identity if isinstance(identity, dict) else {}
-
     def first_guess(self, normalized: Tensor) -> Tensor | None:
         """Returns (B, N) int64 by the classifiers for frames (B, D), or None without them."""
         if not self.has_classifiers:
@@ -317,44 +189,21 @@ class Quantizer(nn.Module):
         logits = F.linear(normalized, self.classifier_weight.float(), self.classifier_bias.float())
         return logits.view(-1, self.num_codebooks, self.codebook_size).argmax(dim=2)
 
-    def _encode_block(self, x: Tensor, size: int, num_passes: int, beam_width: int) -> Tensor:
-        """Encodes up to `size` frames, padded with zeros to exactly that many for the products."""
-        frames = self.normalize(x.to(self.centers.device))
-        if not bool(torch.isfinite(frames).all()):
-            bad = (~torch.isfinite(x).all(dim=1)).nonzero()[:, 0]
-            first = f", the first of them {int(bad[0])}" if len(bad) else ""
-            raise DataError(
-                f"{max(len(bad), 1)} of {len(x)} frames given to the quantiser hold NaN, infinite "
-                f"or overflowing values{first}: check the teacher and its recording"
-            )
-        padded = F.pad(frames, (0, 0, 0, size - len(frames)))
-        table = self.table
-        unary = table.unary(padded)[: len(frames)]
-        guess = self.first_guess(padded)
-        codes = search(
-            table,
-            unary,
-            None if guess is None else guess[: len(frames)],
-            num_passes=num_passes,
-            beam_width=beam_width,
-        )
-        return codes.to(torch.uint8)
+    def _searcher(self, num_passes: int, beam_width: int) -> Assign:
+        """Returns what searches the codes of normalised frames."""
 
-    def _product_frames(self) -> int:
-        on_cpu = self.centers.device.type == "cpu"
-        return _CPU_PRODUCT_FRAMES if on_cpu else _GPU_PRODUCT_FRAMES
-
-    def _check_frames(self, x: Tensor) -> None:
-        if x.dim() == 0 or x.shape[-1] != self.dim:
-            width = x.shape[-1] if x.dim() else 0
-            name = self.teacher().get("name")
-            whose = f" (trained on {name})" if name else ""
-            raise ConfigError(
-                f"quantiser of width {self.dim}{whose} was given frames of width {width}: it "
-                "belongs to another teacher or layer"
+        def assign(padded: Tensor, count: int) -> Tensor:
+            table = self.table
+            guess = self.first_guess(padded)
+            return search(
+                table,
+                table.unary(padded)[:count],
+                None if guess is None else guess[:count],
+                num_passes=num_passes,
+                beam_width=beam_width,
             )
-        if not x.is_floating_point():
-            raise ConfigError(f"frames must be floating point, not {x.dtype}")
+
+        return assign
 
 
 def check_sizes(num_codebooks: int, codebook_size: int) -> None:
@@ -363,38 +212,5 @@ def check_sizes(num_codebooks: int, codebook_size: int) -> None:
     Raises:
         ConfigError: N is not in 1..64 or K not in 2..256.
     """
-    if not 1 <= num_codebooks <= _MAX_CODEBOOKS:
-        raise ConfigError(f"num_codebooks must be 1 to {_MAX_CODEBOOKS}, not {num_codebooks}")
-    if not 2 <= codebook_size <= _MAX_CODEBOOK_SIZE:
-        raise ConfigError(f"codebook_size must be 2 to {_MAX_CODEBOOK_SIZE}, not {codebook_size}")
-
-
-def _or(tensor: Tensor | None, default: Tensor) -> Tensor:
-    return default if tensor is None else tensor
-
-
-def _with_sorted_header(content: bytes) -> bytes:
-    """Returns safetensors content with the keys of its header in order.
-
-    The library writes metadata in an order that differs from process to process; the same
-    quantiser should be the same file, as token sidecars store the file's checksum.
-    """
-    length = int.from_bytes(content[:8], "little")
-    header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True, ensure_ascii=False)
-    encoded = header.encode()
-    encoded += b" " * (-len(encoded) % 8)  # the data begins at a multiple of 8 bytes
-    return len(encoded).to_bytes(8, "little") + encoded + content[8 + length :]
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Returns tensors and metadata of a safetensors file."""
-    if not path.is_file():
-        raise CheckpointError(
-            f"no quantiser at {path}: make it with `spear train-quantizer`, or correct the path"
-        )
-    try:
-        with safe_open(path, framework="pt") as stream:
-            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-            return tensors, dict(stream.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read as safetensors ({error})") from error
+    check_range("num_codebooks", num_codebooks, 1, _MAX_CODEBOOKS)
+    check_range("codebook_size", codebook_size, 2, _MAX_CODEBOOK_SIZE)

@@ -1,128 +1,147 @@
-"""How good a quantiser is: errors, use of its codes, and what each codebook contributes.
+"""The report of a quantiser: `report.md` with its pictures, and what `spear info` prints.
 
-The numbers go into a Markdown report and, where matplotlib is installed, a picture of code usage.
+Everything that depends on the machine stands in `search.md`, so that the same quantiser and frames
+give the same `report.md`.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from spear.files import write_json
-from spear.mvq.quantizer import Quantizer
-from spear.mvq.statistics import count_codes, normalized_entropies
-from spear.reports import (
-    embed_picture,
-    markdown_table,
-    new_figure,
-    save_figure,
-    write_markdown,
+from spear.mvq.codebooks import CodebookQuantizer
+from spear.mvq.evaluation import (
+    Evaluation,
+    FrameQuantizer,
+    SearchPoint,
+    bits_per_frame,
+    evaluate,
+    frame_rate_hz,
+    sweep_search,
+    teacher_identity,
 )
+from spear.mvq.pictures import History, draw_codebooks, draw_history, draw_usage
+from spear.mvq.quantizer import Quantizer
+from spear.mvq.remarks import HOW_TO_READ, remarks
+from spear.reports import embed_picture, markdown_table, write_markdown
+
+__all__ = [
+    "Evaluation",
+    "bits_per_frame",
+    "describe",
+    "describe_evaluation",
+    "draw_pictures",
+    "evaluate",
+    "write_report",
+]
+
+_NUM_PAIRS = 5
 
 
-@dataclass
-class Evaluation:
-    """What a set of frames says about a quantiser.
-
-    Errors are relative: |x - x_hat|^2 / |x - mean|^2 summed over all frames, in the normalised
-    space. 1 is what a single mean vector would reach.
-    """
-
-    num_frames: int
-    """Frames looked at (count)."""
-    relative_error: float
-    """Error of the decoded tokens."""
-    first_guess_error: float
-    """Error before the full search: the guess of the classifiers."""
-    errors_without: list[float] = field(default_factory=list)
-    """For every codebook the error when its mean contribution stands for it."""
-    entropies: list[float] = field(default_factory=list)
-    """For every codebook the entropy of its usage, divided by log K."""
-    usage: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
-    """(N, K) int64, how often each code was chosen."""
-
-    @property
-    def num_unused(self) -> list[int]:
-        """For every codebook, how many codes no frame chose."""
-        return [int(count) for count in (self.usage == 0).sum(dim=1)]
-
-
-@torch.no_grad()
-def evaluate(quantizer: Quantizer, frames: Tensor) -> Evaluation:
-    """Encodes frames (F, D) of the teacher's own space and measures what is lost.
-
-    Raises:
-        ConfigError: Frames of the wrong width.
-        DataError: NaN or infinite values.
-    """
-    frames = frames.float()
-    codes = quantizer.encode(frames)
-    target = quantizer.normalize(frames.to(quantizer.centers.device))
-    spread = (target - target.mean(dim=0)).double().square().sum().clamp(min=1e-20)
-
-    def relative(approximation: Tensor) -> float:
-        return float((target - approximation).double().square().sum() / spread)
-
-    decoded = quantizer.normalize(quantizer.decode(codes))
-    guess = quantizer.normalize(quantizer.decode(quantizer.encode(frames, num_passes=0)))
-    errors_without = []
-    for codebook, centers in enumerate(quantizer.centers):
-        part = centers[codes[:, codebook].long()]
-        errors_without.append(relative(decoded - part + part.mean(dim=0)))
-    usage = count_codes(codes, quantizer.codebook_size).cpu()
-    return Evaluation(
-        num_frames=len(frames),
-        relative_error=relative(decoded),
-        first_guess_error=relative(guess),
-        errors_without=errors_without,
-        entropies=normalized_entropies(usage).tolist(),
-        usage=usage,
-    )
-
-
-def bits_per_frame(quantizer: Quantizer) -> float:
-    """Returns N * log2 K: what the tokens of one frame can say at most."""
-    size = torch.tensor(float(quantizer.codebook_size), dtype=torch.float64)
-    return quantizer.num_codebooks * float(size.log2())
-
-
-def describe(quantizer: Quantizer) -> str:
+def describe(quantizer: FrameQuantizer) -> str:
     """Returns a table of what a quantiser is, as `spear info` prints it."""
-    rate = quantizer.teacher().get("frame_rate_hz")
-    bits = f"{bits_per_frame(quantizer):g}"
-    if isinstance(rate, (int, float)):
-        bits += f" ({bits_per_frame(quantizer) * rate:g} bits/s)"
-    normalized = bool((quantizer.channel_scale != 1).any() or (quantizer.channel_mean != 0).any())
     rows = {
         "id": quantizer.id,
         "codebooks": str(quantizer.num_codebooks),
         "codebook size": str(quantizer.codebook_size),
         "frame width": str(quantizer.dim),
-        "bits per frame": bits,
-        "channels normalised": "yes" if normalized else "no",
-        "first guess": "linear classifiers" if quantizer.has_classifiers else "undecided",
+        "bits per frame": _rate(quantizer, bits_per_frame(quantizer)),
     }
-    rows |= {f"teacher {key}": str(value) for key, value in quantizer.teacher().items()}
+    if isinstance(quantizer, CodebookQuantizer):
+        scaled = (quantizer.channel_scale != 1).any() or (quantizer.channel_mean != 0).any()
+        rows = {"kind": quantizer.kind, **rows, "channels normalised": "yes" if scaled else "no"}
+    if isinstance(quantizer, Quantizer):
+        rows["first guess"] = "linear classifiers" if quantizer.has_classifiers else "undecided"
+    teacher = teacher_identity(quantizer.metadata)
+    rows |= {f"teacher {key}": str(value) for key, value in teacher.items()}
     rows |= {key: value for key, value in sorted(quantizer.metadata.items()) if key != "teacher"}
-    width = max(len(key) for key in rows)
-    return "\n".join(f"{key.ljust(width)}  {value}" for key, value in rows.items())
+    return _aligned(rows)
+
+
+def describe_evaluation(quantizer: FrameQuantizer, found: Evaluation) -> str:
+    """Returns what a set of frames says about a quantiser, as `spear info --frames` prints it.
+
+    The search is timed here and now.
+    """
+    guess = found.first_guess_error
+    rows = {
+        "frames": f"{found.num_frames:,}",
+        "relative error": f"{found.relative_error:.4f}",
+        "error of the first guess": "none" if guess is None else f"{guess:.4f}",
+        "bits used per frame": _rate(quantizer, found.used_bits),
+        "least entropy / log K": f"{min(found.entropies):.3f}",
+        "unused codes": f"{sum(found.num_unused):,} of {found.usage.numel():,}",
+    }
+    tables = [_codebook_table({"": found}), _pair_table(found)]
+    points = sweep_search(quantizer, found.sample)
+    tables.append(_search_table(points) if points else "")
+    return "\n\n".join([_aligned(rows), *filter(None, tables)])
 
 
 def write_report(
-    folder: Path, quantizer: Quantizer, train: Evaluation, held_out: Evaluation
+    folder: Path,
+    quantizer: FrameQuantizer,
+    train: Evaluation,
+    held_out: Evaluation,
+    history: History | None = None,
 ) -> None:
-    """Writes `report.md`, with matplotlib `usage.png`, and at last `summary.json` into a folder."""
+    """Writes the report of a trained quantiser into a folder.
+
+    That is `report.md`; with matplotlib `usage.png`, `codebooks.png` and `training.png`; for
+    quantisers with a search `search.md`, timed here and now; at last `summary.json`.
+
+    Args:
+        folder: Made if missing.
+        quantizer: What was trained.
+        train: On (some of) the frames that it was trained on.
+        held_out: On frames that it has not seen.
+        history: For every round of training `iteration`, `relative_error`, `least_entropy` and
+            `num_dead`.
+    """
     folder = Path(folder)
-    picture = folder / "usage.png"
-    blocks = _blocks(quantizer, train, held_out)
-    if _draw_usage(picture, train):
-        blocks.append(embed_picture(picture, "Usage of codes, most frequent first"))
+    points = sweep_search(quantizer, held_out.sample)
+    if points:
+        write_markdown(folder / "search.md", _search_blocks(points, len(held_out.sample)))
+    blocks = [
+        *_blocks(quantizer, train, held_out),
+        *draw_pictures(folder, {"train": train, "held out": held_out}, history or []),
+        "What other settings of the search give, and how fast they are on the machine that made "
+        "this\nreport: [search.md](search.md)."
+        if points
+        else "",
+        f"## How to read this\n\n{HOW_TO_READ}",
+    ]
     write_markdown(folder / "report.md", blocks)
     write_json(folder / "summary.json", _summary(quantizer, train, held_out))
 
 
-def _summary(quantizer: Quantizer, train: Evaluation, held_out: Evaluation) -> dict[str, object]:
+def draw_pictures(
+    folder: Path, found: Mapping[str, Evaluation], history: History = ()
+) -> list[str]:
+    """Draws `usage.png`, `codebooks.png` and `training.png`, those that there is something for.
+
+    Args:
+        folder: Where they go.
+        found: Evaluations by the name of their frames. Use is that of the first, correlations
+            those of the last.
+        history: See `write_report`.
+
+    Returns:
+        The Markdown that shows them; nothing without matplotlib.
+    """
+    usage, books, course = (folder / f"{n}.png" for n in ("usage", "codebooks", "training"))
+    blocks = []
+    if draw_usage(usage, next(iter(found.values()))):
+        blocks.append(embed_picture(usage, "Use of codes, most frequent first"))
+    if draw_codebooks(books, found):
+        blocks.append(embed_picture(books, "Correlation of codebooks, and the error without each"))
+    if draw_history(course, history):
+        blocks.append(embed_picture(course, "Rounds of training"))
+    return blocks
+
+
+def _summary(
+    quantizer: FrameQuantizer, train: Evaluation, held_out: Evaluation
+) -> dict[str, object]:
     """The few numbers that a recipe's table shows; the error is that of held-out frames."""
     return {
         "id": quantizer.id,
@@ -136,45 +155,92 @@ def _summary(quantizer: Quantizer, train: Evaluation, held_out: Evaluation) -> d
     }
 
 
-def _blocks(quantizer: Quantizer, train: Evaluation, held_out: Evaluation) -> list[str]:
-    errors = [
-        (name, str(part.num_frames), f"{part.relative_error:.4f}", f"{part.first_guess_error:.4f}")
-        for name, part in (("train", train), ("held out", held_out))
-    ]
-    codebooks = [
-        (
-            str(index),
-            f"{entropy:.3f}",
-            str(train.num_unused[index]),
-            f"{train.errors_without[index]:.4f}",
-            f"{held_out.errors_without[index]:.4f}",
-        )
-        for index, entropy in enumerate(train.entropies)
-    ]
-    unused = ("codebook", "normalised entropy", "unused codes", "error without it", "held out")
+def _blocks(quantizer: FrameQuantizer, train: Evaluation, held_out: Evaluation) -> list[str]:
+    found = {"train": train, "held out": held_out}
+    unusual = "\n".join(f"- {remark}" for remark in remarks(train, held_out))
     return [
         "# Quantiser",
         f"```\n{describe(quantizer)}\n```",
-        "Relative error is |x - x_hat|^2 / |x - mean|^2, after the channel normalisation.",
-        markdown_table(("frames", "count", "relative error", "error of the first guess"), errors),
-        "Entropy 1 means that all codes are used equally often. Every codebook should cost about\n"
-        "the same when it is removed: there is no order among them. Figures are of the train "
-        "frames;\nwith few frames, codes that none of the held-out ones chose say little.",
-        markdown_table(unused, codebooks),
+        _error_table(quantizer, found),
+        f"## What stands out\n\n{unusual or 'Nothing.'}",
+        "## Codebooks",
+        _codebook_table(found),
+        _pair_table(held_out),
     ]
 
 
-def _draw_usage(path: Path, evaluation: Evaluation) -> bool:
-    """Draws each codebook's usage, sorted; returns whether it could."""
-    figure = new_figure(7.0, 4.0)
-    if figure is None:
-        return False
-    axes = figure.add_subplot()
-    shares = evaluation.usage.double() / max(evaluation.num_frames, 1)
-    for codebook, share in enumerate(shares.sort(dim=1, descending=True).values):
-        axes.plot(share.numpy(), label=str(codebook), linewidth=0.8)
-    axes.axhline(1 / shares.shape[1], color="black", linestyle=":", label="uniform")
-    axes.set(xlabel="code, most frequent first", ylabel="share of frames", yscale="log")
-    axes.legend(ncols=3, fontsize="x-small", title="codebook")
-    save_figure(figure, path)
-    return True
+def _error_table(quantizer: FrameQuantizer, found: dict[str, Evaluation]) -> str:
+    rows = [
+        (
+            name,
+            f"{part.num_frames:,}",
+            f"{part.relative_error:.4f}",
+            "" if part.first_guess_error is None else f"{part.first_guess_error:.4f}",
+            _rate(quantizer, part.used_bits),
+        )
+        for name, part in found.items()
+    ]
+    header = ("frames", "count", "relative error", "first guess", "bits used per frame")
+    return markdown_table(header, rows, "lrrrr")
+
+
+def _codebook_table(found: dict[str, Evaluation]) -> str:
+    """A row for each codebook; entropies and unused codes of the first set of frames."""
+    first = next(iter(found.values()))
+    header = ["codebook", "entropy / log K", "unused codes"]
+    header += [f"error without it {name and f'({name})'}".strip() for name in found]
+    rows = [
+        (
+            str(index),
+            f"{entropy:.3f}",
+            str(first.num_unused[index]),
+            *(f"{part.errors_without[index]:.4f}" for part in found.values()),
+        )
+        for index, entropy in enumerate(first.entropies)
+    ]
+    return markdown_table(header, rows, "r" * len(header))
+
+
+def _pair_table(found: Evaluation) -> str:
+    pairs = found.strongest_pairs(_NUM_PAIRS)
+    rows = [(f"{b} and {a}", f"{value:+.3f}") for a, b, value in pairs]
+    return markdown_table(("most correlated codebooks", "correlation"), rows, "lr") if rows else ""
+
+
+def _search_blocks(points: list[SearchPoint], num_frames: int) -> list[str]:
+    return [
+        "# Search: error against speed",
+        f"`encode` of {num_frames:,} held-out frames, timed once on the machine that made the "
+        "report:\nspeeds differ from machine to machine and run to run, errors do not. Extraction "
+        "uses 3 passes with\na beam of 16. 0 passes are the first guess.",
+        _search_table(points),
+    ]
+
+
+def _search_table(points: list[SearchPoint]) -> str:
+    rows = [
+        (
+            str(point.num_passes),
+            str(point.beam_width) if point.num_passes else "",
+            f"{point.relative_error:.4f}",
+            f"{point.frames_per_s:,.0f}",
+        )
+        for point in points
+    ]
+    return markdown_table(("passes", "beam width", "relative error", "frames/s"), rows, "rrrr")
+
+
+def _rate(quantizer: FrameQuantizer, bits: float) -> str:
+    """Returns bits a frame, and a second where the teacher's frame rate is known."""
+    rate = frame_rate_hz(quantizer)
+    per_second = "" if rate is None else f" ({_tenths(bits * rate)} bits/s)"
+    return _tenths(bits) + per_second
+
+
+def _tenths(value: float) -> str:
+    return f"{round(value, 1):.10g}"
+
+
+def _aligned(rows: dict[str, str]) -> str:
+    width = max(len(key) for key in rows)
+    return "\n".join(f"{key.ljust(width)}  {value}" for key, value in rows.items())

@@ -87,7 +87,7 @@ class TokenHead(nn.Linear):
 
         Args:
             hidden: (F, D) float, the student's frames.
-            tokens: (F, N) uint8 targets below K.
+            tokens: (F, N) integer targets below K.
             frame_weights: (F,) float32.
 
         Returns:
@@ -177,9 +177,9 @@ def token_metrics(
 
     Args:
         predictions: (F, N) int64.
-        tokens: (F, N) uint8 targets.
+        tokens: (F, N) integer targets.
         is_masked: (F,) bool.
-        frequent: (N,) uint8, the most frequent token of each codebook in the training data.
+        frequent: (N,) int64, the most frequent token of each codebook in the training data.
         codebook_size: K.
 
     Returns:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from spear.data.collate import PretrainBatch, StudentFrames
+from spear.data.tokens import MAX_CODEBOOK_SIZE
 from spear.errors import ConfigError
 from spear.pretrain.losses import LossConfig, TokenHead, frame_weights, token_metrics
 from spear.training import LossTerm, Metric, StepOutput
@@ -30,7 +31,7 @@ class TeacherTarget:
     """N, tokens in a frame."""
 
     codebook_size: int = 256
-    """K, values of a token, at most 256."""
+    """K, values of a token, at most 65,536; above 256 tokens have two bytes (baselines only)."""
 
     frame_rate_hz: float = 50.0
     """Token frames per second; the student's 50 Hz must be a multiple of it."""
@@ -41,8 +42,11 @@ class TeacherTarget:
     def __post_init__(self) -> None:
         if self.num_codebooks < 1:
             raise ConfigError(f"num_codebooks is {self.num_codebooks}: it must be 1 or more")
-        if not 1 < self.codebook_size <= 256:
-            raise ConfigError(f"codebook_size is {self.codebook_size}: tokens are bytes, 2 to 256")
+        if not 1 < self.codebook_size <= MAX_CODEBOOK_SIZE:
+            raise ConfigError(
+                f"codebook_size is {self.codebook_size}: tokens have one byte or two, "
+                f"2 to {MAX_CODEBOOK_SIZE}"
+            )
 
 
 class PretrainModel(Zipformer):
@@ -80,11 +84,11 @@ class PretrainModel(Zipformer):
             }
         )
         for name, target in teachers.items():
-            frequent = torch.zeros(target.num_codebooks, dtype=torch.uint8)
+            frequent = torch.zeros(target.num_codebooks, dtype=torch.long)
             self.register_buffer(f"frequent_{name}", frequent, persistent=False)
 
     def set_frequent_tokens(self, teacher: str, frequent: Tensor) -> None:
-        """Sets the (N,) uint8 most frequent tokens, the baseline of a teacher's accuracy."""
+        """Sets the (N,) integer most frequent tokens, the baseline of a teacher's accuracy."""
         self.get_buffer(f"frequent_{teacher}").copy_(frequent)
 
     def encode(self, batch: PretrainBatch) -> Tensor:

@@ -167,7 +167,7 @@ class PretrainTask:
             )
             if not counts.any():
                 logger.warning("no training clip has tokens of %s: its head learns nothing", name)
-            frequent = torch.from_numpy(counts.argmax(axis=1)).to(torch.uint8)
+            frequent = torch.from_numpy(counts.argmax(axis=1))
             self._model.set_frequent_tokens(name, frequent)
 
     def _describe(self, index: ClipIndex, plan: BatchPlan) -> None:

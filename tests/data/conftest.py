@@ -87,7 +87,7 @@ def extract_config(
     """The settings to extract log-mel tokens into the shard folder."""
     from spear.data.extract import ExtractConfig
 
-    monkeypatch.setattr("spear.data.extract.Quantizer", FakeQuantizer)
+    monkeypatch.setattr("spear.data.extract.load_quantizer", FakeQuantizer.load)
     return ExtractConfig(
         shards=[str(folder.path)],
         teacher=TeacherConfig(name="logmel"),

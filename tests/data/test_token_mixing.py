@@ -206,3 +206,11 @@ def test_augmentation_is_pure_and_can_be_off():
 def test_impossible_values_are_refused(wrong):
     with pytest.raises(ConfigError, match="augment"):
         AugmentConfig(**wrong)
+
+
+def test_two_byte_tokens_stay_what_they_are() -> None:
+    primary, secondary = np.full((5, 1), 300, np.uint16), np.full((5, 1), 4000, np.uint16)
+    mixed, valid = mix_tokens(primary, secondary, 2, 1.0, np.random.default_rng(0))
+    assert mixed.dtype == np.uint16
+    assert mixed[:, 0].tolist() == [300, 300, 4000, 4000, 4000, 4000, 4000]
+    assert valid.all()

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spear.data.tokens import ShardTokens, TokenSidecar, decode_tokens
+from spear.data.tokens import ShardTokens, TokenSidecar, decode_tokens, token_dtype
 from spear.errors import TokenError
 
 SIDECAR = TokenSidecar(
@@ -97,7 +97,10 @@ def test_arrays_that_are_no_tokens_are_refused() -> None:
         return stream.getvalue()
 
     good = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    np.testing.assert_array_equal(decode_tokens(encoded(good), "x"), good)
+    for tokens in (good, good.astype(np.uint16)):
+        found = decode_tokens(encoded(tokens), "x")
+        assert found.dtype == tokens.dtype
+        np.testing.assert_array_equal(found, tokens)
     for wrong in (good.astype(np.int64), good[0], good.astype(np.float32)):
         with pytest.raises(TokenError, match="cut 7: expected uint8"):
             decode_tokens(encoded(wrong), "cut 7")
@@ -111,3 +114,8 @@ def test_nothing_is_unpickled() -> None:
     np.save(stream, np.array([[{}]], dtype=object), allow_pickle=True)
     with pytest.raises(TokenError, match="cannot be decoded"):
         decode_tokens(stream.getvalue(), "x")
+
+
+def test_the_codebook_size_says_how_many_bytes_a_token_has() -> None:
+    sizes = {2: 1, 256: 1, 257: 2, 65536: 2}
+    assert {size: token_dtype(size).itemsize for size in sizes} == sizes
