@@ -20,7 +20,7 @@ from spear.mvq.random_projection import (
     random_projections,
 )
 from spear.mvq.residual import ResidualQuantizer, residual_centers
-from spear.mvq.training import Frames, channel_statistics, read_rows
+from spear.mvq.training import Frames, normalization, read_rows
 
 BASELINES = (KMeansQuantizer.kind, ResidualQuantizer.kind, RandomProjectionQuantizer.kind)
 
@@ -77,9 +77,7 @@ def train_baseline(
     check_baseline(kind, num_codebooks, codebook_size, budget)
     rows = torch.arange(len(frames)) if rows is None else rows
     check_training_frames(frames.shape, len(rows), codebook_size)
-    mean, scale = channel_statistics(frames, rows)
-    if not normalize_channels:
-        mean, scale = torch.zeros_like(mean), torch.ones_like(scale)
+    mean, scale = normalization(frames, rows, normalize_channels)
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randperm(len(rows), generator=generator)[: budget.max_frames].sort().values
     points = read_rows(frames, rows[drawn]).float()

@@ -9,6 +9,7 @@ every stage.
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -30,7 +31,7 @@ Assign = Callable[[Tensor, int], Tensor]
 AnyQuantizer = TypeVar("AnyQuantizer", bound="CodebookQuantizer")
 
 
-class CodebookQuantizer(nn.Module):
+class CodebookQuantizer(nn.Module, ABC):
     """Turns frames (*, D) into tokens (*, N) and back.
 
     Tokens are uint8 where K is at most 256, else uint16.
@@ -79,13 +80,13 @@ class CodebookQuantizer(nn.Module):
         self.metadata: dict[str, str] = dict(metadata or {})
 
     @staticmethod
+    @abstractmethod
     def check_sizes(num_codebooks: int, codebook_size: int) -> None:
         """Refuses numbers that this kind cannot work with.
 
         Raises:
             ConfigError: N or K is out of range.
         """
-        raise NotImplementedError
 
     @property
     def num_codebooks(self) -> int:
@@ -216,9 +217,9 @@ class CodebookQuantizer(nn.Module):
         identity = json.loads(self.metadata.get("teacher", "{}"))
         return identity if isinstance(identity, dict) else {}
 
+    @abstractmethod
     def _assigner(self) -> Assign:
         """Returns what finds the codes of normalised frames; made anew for every `encode`."""
-        raise NotImplementedError
 
     def _add_tensor(
         self, name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.device

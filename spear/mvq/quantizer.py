@@ -19,6 +19,9 @@ from spear.mvq.search import ProductTable, search
 
 _MAX_CODEBOOKS, _MAX_CODEBOOK_SIZE = 64, 256
 
+NUM_PASSES, BEAM_WIDTH = 3, 16
+"""What `Quantizer.encode` does if not told otherwise."""
+
 
 class Quantizer(CodebookQuantizer):
     """Turns frames (*, D) into tokens (*, N) uint8 and back.
@@ -99,8 +102,8 @@ class Quantizer(CodebookQuantizer):
         self,
         x: Tensor,
         *,
-        num_passes: int = 3,
-        beam_width: int = 16,
+        num_passes: int = NUM_PASSES,
+        beam_width: int = BEAM_WIDTH,
         max_batch_frames: int | None = None,
     ) -> Tensor:
         """The tokens of frames.
@@ -125,7 +128,7 @@ class Quantizer(CodebookQuantizer):
             raise ConfigError(
                 f"encode needs num_passes >= 0 and beam_width >= 2, not {num_passes}, {beam_width}"
             )
-        return self._encode_blocks(x, self._searcher(num_passes, beam_width), max_batch_frames)
+        return self._encode_blocks(x, self._assigner(num_passes, beam_width), max_batch_frames)
 
     @classmethod
     def from_multi_quantization(
@@ -189,7 +192,7 @@ class Quantizer(CodebookQuantizer):
         logits = F.linear(normalized, self.classifier_weight.float(), self.classifier_bias.float())
         return logits.view(-1, self.num_codebooks, self.codebook_size).argmax(dim=2)
 
-    def _searcher(self, num_passes: int, beam_width: int) -> Assign:
+    def _assigner(self, num_passes: int = NUM_PASSES, beam_width: int = BEAM_WIDTH) -> Assign:
         """Returns what searches the codes of normalised frames."""
 
         def assign(padded: Tensor, count: int) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from spear.errors import ConfigError, DataError
+from spear.mvq.codebooks import check_training_frames
 from spear.mvq.initialisation import initial_centers
 from spear.mvq.quantizer import Quantizer, check_sizes
 from spear.mvq.search import ProductTable, search
@@ -94,10 +95,8 @@ def train_quantizer(
     check_sizes(num_codebooks, codebook_size)
     check_budget(budget)
     rows = torch.arange(len(frames)) if rows is None else rows
-    _check_shape(frames, rows, codebook_size)
-    mean, scale = channel_statistics(frames, rows)
-    if not normalize_channels:
-        mean, scale = torch.zeros_like(mean), torch.ones_like(scale)
+    check_training_frames(frames.shape, len(rows), codebook_size)
+    mean, scale = normalization(frames, rows, normalize_channels)
     trainer = _Trainer(
         frames,
         rows=rows,
@@ -256,6 +255,20 @@ def read_rows(frames: Frames, rows: Tensor) -> Tensor:
     return frames[rows.to(frames.device)]
 
 
+def normalization(frames: Frames, rows: Tensor, normalize_channels: bool) -> tuple[Tensor, Tensor]:
+    """Returns what to subtract from and divide by, (D,) each; without normalisation 0 and 1.
+
+    The frames are read in either case: values that are not finite must not reach the training.
+
+    Raises:
+        DataError: A value is not finite.
+    """
+    mean, scale = channel_statistics(frames, rows)
+    if normalize_channels:
+        return mean, scale
+    return torch.zeros_like(mean), torch.ones_like(scale)
+
+
 def channel_statistics(frames: Frames, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of every channel, computed in float64 block by block.
 
@@ -307,16 +320,6 @@ def check_budget(budget: TrainingBudget) -> None:
     for name, is_good, allowed in ranges:
         if not is_good:
             raise ConfigError(f"budget.{name} must be {allowed}, not {getattr(budget, name)}")
-
-
-def _check_shape(frames: Frames, rows: Tensor, codebook_size: int) -> None:
-    if frames.ndim != 2 or frames.shape[1] == 0:
-        raise DataError(f"frames must be (F, D), not of shape {tuple(frames.shape)}")
-    if len(rows) < codebook_size:
-        raise DataError(
-            f"{len(rows)} frames are too few for codebooks of {codebook_size} codes: embed more "
-            "clips or choose a smaller codebook_size"
-        )
 
 
 def _for_blocks(frames: Frames, rows: Tensor, visit: Callable[[Tensor], None]) -> None:

@@ -78,7 +78,9 @@ def test_another_method_does_not_overwrite_the_multi_codebook_quantiser(
 
 def test_mvq_settings_do_not_bind_a_baseline(config: TrainQuantizerConfig) -> None:
     run(config)
+    before = Path(config.output).read_bytes()
     run(replace(config, budget=TrainingBudget(num_iterations=5)))
+    assert Path(config.output).read_bytes() == before
 
 
 @pytest.mark.parametrize(
