@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -31,7 +31,11 @@ def setup_logging() -> None:
 
 
 def progress(
-    items: Iterable[T], label: str, total: int | None = None, every_s: float = 10.0
+    items: Iterable[T],
+    label: str,
+    total: int | None = None,
+    every_s: float = 10.0,
+    status: Callable[[], str] = str,
 ) -> Iterator[T]:
     """Yields `items`, showing how far it is.
 
@@ -43,11 +47,15 @@ def progress(
         label: What is being done, e.g. "shard speech".
         total: Number of items where `len(items)` is not known.
         every_s: Seconds between plain lines.
+        status: Called whenever something is shown: a few words on how the work goes.
     """
     if total is None and hasattr(items, "__len__"):
         total = len(items)  # type: ignore[arg-type]
     if sys.stderr.isatty():
-        yield from tqdm(items, desc=label, total=total)
+        bar = tqdm(items, desc=label, total=total)
+        for item in bar:
+            yield item
+            bar.set_postfix_str(status(), refresh=False)
         return
     logger = get_logger("spear.progress")
     started = last = time.monotonic()
@@ -57,5 +65,10 @@ def progress(
         yield item
         if time.monotonic() - last >= every_s:
             last = time.monotonic()
-            logger.info("%s: %d%s, %.0f s", label, done, of, last - started)
-    logger.info("%s: %d%s done in %.1f s", label, done, of, time.monotonic() - started)
+            logger.info("%s: %d%s, %.0f s%s", label, done, of, last - started, _aside(status()))
+    seconds = time.monotonic() - started
+    logger.info("%s: %d%s done in %.1f s%s", label, done, of, seconds, _aside(status()))
+
+
+def _aside(status: str) -> str:
+    return status and f" ({status})"

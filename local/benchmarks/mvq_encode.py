@@ -1,140 +1,127 @@
-"""Encoding speed and error beside `multi_quantization`, on the same centres and frames.
+"""Encoding speed and error beside `multi_quantization`, with the same weights on the same frames.
 
-Trains a quantiser on synthetic, correlated frames (or those of --frames), encodes with this library
-and, where the package `multi_quantization` is importable, with that, in turns, and prints frames/s,
-the relative errors and the ratio. Run by hand:
+The weights are those of a quantiser that the reference package trained on real recordings: its
+state dict, from `mvq_training.py --save`. Both sides encode held-out frames in turns, in one run;
+the table and the result file give medians. Run by hand, see `mvq_peer.py` for the package:
 
-    OMP_NUM_THREADS=2 python local/benchmarks/mvq_encode.py --dim 1024 --num-codebooks 16
+    OMP_NUM_THREADS=2 python local/benchmarks/mvq_encode.py --audio-dir DIR --reference STATE
 """
 
 import argparse
 import statistics
 import sys
 import time
-import types
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
+from mvq_peer import (
+    load_reference,
+    reference_codes,
+    reference_package,
+    reference_quantizer,
+    split_frames,
+)
 from torch import Tensor
 
-from spear.mvq import Quantizer, TrainingBudget, train_quantizer
+from spear.mvq import Quantizer
+from spear.mvq.evaluation import relative_error
+from spear.mvq.quantizer import BEAM_WIDTH, NUM_PASSES
+from spear.reports import code, markdown_table, write_markdown
 
 Encoder = Callable[[Tensor], Tensor]
+REFERENCE_ROUNDS = 5
+"""The package's default."""
 
 
-def synthetic_frames(num_frames: int, dim: int, seed: int = 0) -> Tensor:
-    """Frames (F, D) with falling spectrum, clusters and a non-linearity, as teachers' are."""
-    generator = torch.Generator().manual_seed(seed)
-    latent = torch.randn(num_frames, 64, generator=generator)
-    clusters = 2 * torch.randn(64, 64, generator=generator)
-    latent = latent + clusters[torch.randint(64, (num_frames,), generator=generator)]
-    hidden = torch.tanh(latent @ torch.randn(64, 256, generator=generator) / 8)
-    spectrum = torch.linspace(0, -3, dim).exp()
-    frames = hidden @ torch.randn(256, dim, generator=generator) / 16
-    return frames * spectrum + 0.02 * torch.randn(num_frames, dim, generator=generator)
+def make_encoders(quantizer: Quantizer) -> dict[str, Encoder]:
+    """Returns what is compared, by the name in the table."""
+
+    def ours(num_passes: int, beam_width: int) -> Encoder:
+        return lambda x: quantizer.encode(x, num_passes=num_passes, beam_width=beam_width)
+
+    theirs = reference_quantizer(quantizer)
+
+    def reference(num_rounds: int) -> Encoder:
+        return lambda x: reference_codes(theirs, quantizer.normalize(x), num_rounds)
+
+    found: dict[str, Encoder] = {
+        f"multi_quantization, {rounds} refinements": reference(rounds)
+        for rounds in (0, 1, 3, REFERENCE_ROUNDS)
+    }
+    searches = [(0, BEAM_WIDTH), (1, 4), (2, 8), (NUM_PASSES, 8), (3, BEAM_WIDTH)]
+    searches += [(NUM_PASSES, BEAM_WIDTH), (NUM_PASSES, 2 * BEAM_WIDTH)]
+    for passes, width in searches:
+        found[f"spear, {passes} passes, beam {width}"] = ours(passes, width)
+    return found
 
 
-def reference_encoder(quantizer: Quantizer, num_rounds: int) -> Encoder | None:
-    """Returns `multi_quantization`'s encode with the same centres; None without the package."""
-    try:
-        # The package imports h5py for a reader that is not used here.
-        sys.modules.setdefault("h5py", types.ModuleType("h5py"))
-        import multi_quantization
-    except ImportError:
-        return None
-    reference = multi_quantization.Quantizer(
-        quantizer.dim, quantizer.codebook_size, quantizer.num_codebooks
-    )
-    with torch.no_grad():
-        reference.centers.copy_(quantizer.centers)
-        reference.to_logits.weight.copy_(quantizer.classifier_weight)
-        reference.to_logits.bias.copy_(quantizer.classifier_bias)
-
-    @torch.no_grad()
-    def encode(frames: Tensor) -> Tensor:
-        parts = quantizer.normalize(frames).split(128)
-        return torch.cat([reference.encode(part, num_rounds, as_bytes=False) for part in parts])
-
-    return encode
+def measure(
+    encoders: dict[str, Encoder], frames: Tensor, num_reference: int, repeats: int
+) -> dict[str, tuple[Tensor, float]]:
+    """Returns codes and median frames/s of every encoder; the slower side gets fewer frames."""
+    rates: dict[str, list[float]] = {name: [] for name in encoders}
+    codes = {}
+    for repeat in range(repeats + 1):  # the first time compiles, and is not counted
+        for name, encode in encoders.items():
+            is_ours = name.startswith("spear")
+            part = frames if is_ours else frames[:num_reference]
+            started = time.perf_counter()
+            codes[name] = encode(part)
+            seconds = time.perf_counter() - started
+            if repeat:
+                rates[name].append(len(part) / seconds)
+    return {name: (codes[name], statistics.median(rates[name])) for name in encoders}
 
 
-def measure(encode: Encoder, frames: Tensor, repeats: int) -> tuple[Tensor, float]:
-    """Returns the codes and the median rate in frames/s."""
-    codes = encode(frames)
-    rates = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        encode(frames)
-        rates.append(len(frames) / (time.perf_counter() - started))
-    return codes, statistics.median(rates)
-
-
-def relative_error(quantizer: Quantizer, frames: Tensor, codes: Tensor) -> float:
-    """|x - x_hat|^2 / |x - mean|^2 in the normalised space."""
-    target = quantizer.normalize(frames)
-    error = quantizer.normalize(quantizer.decode(codes)) - target
-    return float(error.square().sum() / (target - target.mean(dim=0)).square().sum())
-
-
-def main() -> None:
-    """Prints the comparison as a Markdown table."""
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--frames", type=Path, help="(F, D) .npy; synthetic by default")
-    parser.add_argument("--dim", type=int, default=128, help="width of synthetic frames")
-    parser.add_argument("--num-codebooks", type=int, default=16)
-    parser.add_argument("--codebook-size", type=int, default=256)
-    parser.add_argument("--train-frames", type=int, default=20000)
-    parser.add_argument("--frames-timed", type=int, default=4096)
-    parser.add_argument("--reference-frames", type=int, default=256, help="it is much slower")
-    parser.add_argument("--iterations", type=int, default=4, help="rounds of training")
-    parser.add_argument("--repeats", type=int, default=3)
-    args = parser.parse_args()
-    if args.frames:
-        frames = torch.from_numpy(np.load(args.frames, allow_pickle=False)).float()
-    else:
-        frames = synthetic_frames(args.train_frames + args.frames_timed, args.dim)
-    timed, train = frames[: args.frames_timed], frames[args.frames_timed :]
-    started = time.perf_counter()
-    quantizer = train_quantizer(
-        train,
-        args.num_codebooks,
-        args.codebook_size,
-        normalize_channels=True,
-        budget=TrainingBudget(num_iterations=args.iterations),
-    )
-    seconds = time.perf_counter() - started
-    few = timed[: args.reference_frames]
-    rows, rates = [], {}
-    for rounds in (1, 3, 5):
+    parser.add_argument("--audio-dir", type=Path, required=True, help="folder of recordings")
+    parser.add_argument("--reference", type=Path, required=True, help="from mvq_training --save")
+    parser.add_argument("--frames-timed", type=int, default=8192)
+    parser.add_argument("--reference-frames", type=int, default=512, help="it is much slower")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=Path, help="the result file; results/mvq_encode_dD_nN.md")
+    return parser.parse_args(argv)
 
-        def ours(part: Tensor, num_passes: int = rounds) -> Tensor:
-            return quantizer.encode(part, num_passes=num_passes)
 
-        reference = reference_encoder(quantizer, rounds)
-        encoders: list[tuple[str, Encoder, Tensor]] = [("spear", ours, timed)]
-        if reference is not None:
-            encoders.append(("multi_quantization", reference, few))
-        for name, encode, part in encoders:
-            codes, rate = measure(encode, part, args.repeats)
-            error = relative_error(quantizer, few, codes[: len(few)])
-            rates[name, rounds] = rate
-            rows.append(f"| {name} | {rounds} | {rate:.0f} | {error:.4f} |")
-    lines = [
-        f"D {quantizer.dim}, N {quantizer.num_codebooks}, K {quantizer.codebook_size}, "
-        f"{torch.get_num_threads()} threads; training took {seconds:.1f} s",
-        "",
-        "| encoder | rounds | frames/s | relative error |",
-        "| --- | --- | --- | --- |",
-        *rows,
+def main(argv: list[str] | None = None) -> None:
+    """Prints the comparison as a Markdown table and writes it to the result file."""
+    args = parse(argv)
+    if reference_package() is None:
+        raise SystemExit(1)
+    quantizer, _ = load_reference(args.reference)
+    _, held_out = split_frames(args.audio_dir, quantizer.dim, num_train=1)
+    # A fixed shuffle: both parts look alike, so that errors can be compared.
+    order = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0))
+    frames = held_out[order[: args.frames_timed]]
+    found = measure(make_encoders(quantizer), frames, args.reference_frames, args.repeats)
+    few = frames[: args.reference_frames]
+    base = found[f"multi_quantization, {REFERENCE_ROUNDS} refinements"][1]
+    rows = [
+        (
+            name,
+            f"{rate:,.0f}",
+            f"{rate / base:.1f}",
+            f"{relative_error(quantizer, few, codes[: len(few)]):.5f}",
+        )
+        for name, (codes, rate) in found.items()
     ]
-    if ("multi_quantization", 3) in rates:
-        ratio = rates["spear", 3] / rates["multi_quantization", 3]
-        lines += ["", f"ratio at 3 rounds: {ratio:.1f}"]
-    else:
-        lines += ["", "multi_quantization is not importable: no ratio"]
-    sys.stdout.write("\n".join(lines) + "\n")
+    header = ("search", "frames/s", "times the default of the reference", "relative error")
+    blocks = [
+        "# Encoding beside multi_quantization",
+        f"D {quantizer.dim}, N {quantizer.num_codebooks}, K {quantizer.codebook_size}: a quantiser "
+        f"that the reference trained, the same weights on both sides. Held-out frames of "
+        f"{code(args.audio_dir.resolve().name)}, {torch.get_num_threads()} threads, medians of "
+        f"{args.repeats} turns; {len(frames):,} frames here, {len(few)} there, all errors on those "
+        f"{len(few)}. Defaults are {REFERENCE_ROUNDS} refinements there and {NUM_PASSES} passes "
+        f"with a beam of {BEAM_WIDTH} here.",
+        markdown_table(header, rows, "lrrr"),
+    ]
+    name = f"mvq_encode_d{quantizer.dim}_n{quantizer.num_codebooks}.md"
+    write_markdown(args.output or Path(__file__).parent / "results" / name, blocks)
+    sys.stdout.write("\n\n".join(blocks) + "\n")
 
 
 if __name__ == "__main__":

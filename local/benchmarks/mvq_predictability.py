@@ -17,10 +17,8 @@ of --codebook-size codes.
 
 import argparse
 import math
-import random
 import sys
 import time
-import types
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +26,18 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from mvq_peer import (
+    FRAME_RATE_HZ,
+    NUM_MEL_BINS,
+    load_reference,
+    read_recordings,
+    reference_package,
+    split_recordings,
+    train_reference,
+)
 from torch import Tensor, nn
 
-from spear.audio import SAMPLE_RATE_HZ, Fbank, read_audio
-from spear.errors import AudioError
+from spear.audio import SAMPLE_RATE_HZ, Fbank
 from spear.mvq import Quantizer, TrainingBudget, train_quantizer
 from spear.mvq.baselines import BaselineBudget, train_baseline
 from spear.mvq.evaluation import FrameQuantizer, bits_per_frame, evaluate, spread_out
@@ -39,13 +45,10 @@ from spear.pretrain.masking import sample_spans
 from spear.reports import code, markdown_table, write_markdown
 from spear.teachers import load_teacher
 
-_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff")
-_NUM_MEL_BINS = 128
 _STACK = 2
-_TEACHER = {"name": "logmel", "num_mel_bins": _NUM_MEL_BINS, "frame_rate_hz": 50.0}
+_TEACHER = {"name": "logmel", "num_mel_bins": NUM_MEL_BINS, "frame_rate_hz": FRAME_RATE_HZ}
 _MAX_MEASURED = 10_000
 _WARM_UP_STEPS = 50
-_REFERENCE_FRAMES = 600  # in a step: what the package's number of steps was tuned with
 
 
 @dataclass
@@ -116,11 +119,6 @@ class Student(nn.Module):
         return logits.unflatten(2, self.sizes)
 
 
-def find_recordings(folder: Path) -> list[Path]:
-    """Returns the recordings anywhere below a folder, by name."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
-
-
 def load_clips(paths: list[Path], clip_s: float, max_audio_s: float) -> Clips:
     """Cuts recordings into clips, and computes what student and teacher make of them.
 
@@ -135,21 +133,11 @@ def load_clips(paths: list[Path], clip_s: float, max_audio_s: float) -> Clips:
         SystemExit: There is not enough audio for one clip.
     """
     size = 2 * _STACK * round(clip_s * SAMPLE_RATE_HZ / (2 * _STACK * 160)) * 160
-    pieces, num_samples = [], 0
-    for path in paths:
-        if num_samples >= max_audio_s * SAMPLE_RATE_HZ:
-            break
-        try:
-            pieces.append(torch.from_numpy(read_audio(path)))
-        except AudioError as error:
-            sys.stderr.write(f"left out: {error}\n")
-            continue
-        num_samples += len(pieces[-1])
-    audio = torch.cat([torch.empty(0), *pieces])[: int(max_audio_s * SAMPLE_RATE_HZ)]
+    audio = read_recordings(paths, max_audio_s)
     if size == 0 or len(audio) < size:
         raise SystemExit(f"{len(audio) / SAMPLE_RATE_HZ:.1f} s of audio make no clip of {clip_s} s")
     audio = audio[: len(audio) // size * size].view(-1, size)
-    teacher, fbank = load_teacher(_TEACHER), Fbank(_NUM_MEL_BINS)
+    teacher, fbank = load_teacher(_TEACHER), Fbank(NUM_MEL_BINS)
     found = []
     with torch.no_grad():
         for block in audio.split(32):
@@ -164,7 +152,7 @@ def make_quantizer(method: str, frames: Tensor, args: argparse.Namespace) -> Fra
     num_codebooks = 1 if size else args.num_codebooks
     codebook_size = int(size) if size else args.codebook_size
     if name == "reference":
-        return _train_reference(frames, num_codebooks, args)
+        return _obtain_reference(frames, num_codebooks, args)
     settings = {"seed": args.seed, "normalize_channels": True}
     sizes = (num_codebooks, codebook_size)
     if name == Quantizer.kind:
@@ -174,28 +162,17 @@ def make_quantizer(method: str, frames: Tensor, args: argparse.Namespace) -> Fra
     return train_baseline(name, frames, *sizes, budget=baseline, **settings)
 
 
-def _train_reference(
+def _obtain_reference(
     frames: Tensor, num_codebooks: int, args: argparse.Namespace
 ) -> Quantizer | None:
-    """Trains with `multi_quantization`, on frames normalised as the others are."""
-    try:
-        # The package imports h5py for a reader that is not used here.
-        sys.modules.setdefault("h5py", types.ModuleType("h5py"))
-        import multi_quantization
-    except ImportError:
-        sys.stderr.write("left out: reference (multi_quantization is not importable)\n")
+    """Trains with `multi_quantization`, on frames normalised as the others are, or loads that."""
+    if args.reference:
+        return load_reference(args.reference)[0]
+    if reference_package() is None:
         return None
-    torch.manual_seed(args.seed)
-    random.seed(args.seed)  # the package draws from here how often to search
     mean, scale = frames.mean(dim=0), frames.std(dim=0).clamp(min=1e-3)
     steps = args.reference_steps // 2
-    trainer = multi_quantization.QuantizerTrainer(
-        frames.shape[1], num_codebooks, torch.device("cpu"), steps, steps
-    )
-    while not trainer.done():
-        chosen = torch.randint(len(frames), (_REFERENCE_FRAMES,))
-        trainer.step((frames[chosen] - mean) / scale)
-    state = trainer.get_quantizer().state_dict()
+    state, _ = train_reference((frames - mean) / scale, num_codebooks, steps, args.seed)
     return Quantizer.from_multi_quantization(state, channel_mean=mean, channel_scale=scale)
 
 
@@ -360,6 +337,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--iterations", type=int, default=16, help="rounds of a quantiser's training"
     )
+    parser.add_argument("--reference", type=Path, help="from mvq_training --save, not trained here")
     parser.add_argument("--reference-steps", type=int, default=4000, help="both phases; 0.4 s each")
     parser.add_argument("--clip-s", type=float, default=4.0)
     parser.add_argument("--max-audio-s", type=float, default=3600.0)
@@ -375,14 +353,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Prints the comparison as a Markdown table and writes it to the result file."""
     args = parse(argv)
-    paths = find_recordings(args.audio_dir)
-    np.random.Generator(np.random.Philox(args.seed)).shuffle(paths)
-    num_held_out = max(1, round(len(paths) * args.held_out_share))
-    if len(paths) <= num_held_out:
-        raise SystemExit(f"{len(paths)} recordings below {args.audio_dir}: at least 2 are needed")
+    for_training, for_measuring = split_recordings(args.audio_dir, args.held_out_share, args.seed)
     held_out_s = args.held_out_share * args.max_audio_s
-    held_out = load_clips(paths[:num_held_out], args.clip_s, held_out_s)
-    train = load_clips(paths[num_held_out:], args.clip_s, args.max_audio_s - held_out_s)
+    held_out = load_clips(for_measuring, args.clip_s, held_out_s)
+    train = load_clips(for_training, args.clip_s, args.max_audio_s - held_out_s)
     rows = []
     for method in args.methods.split(","):
         row = measure(method.strip(), train, held_out, args)

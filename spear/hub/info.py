@@ -60,8 +60,8 @@ def _measured(path: str, frames: str, pictures: str) -> str:
     from spear.mvq import load_quantizer
     from spear.mvq.command import frames_path, load_frames
     from spear.mvq.evaluation import spread_out, teacher_identity
+    from spear.mvq.frames import read_rows
     from spear.mvq.report import describe_evaluation, draw_pictures, evaluate
-    from spear.mvq.training import read_rows
 
     quantizer = load_quantizer(path)
     rows, teacher = load_frames(frames_path(frames))
@@ -70,7 +70,7 @@ def _measured(path: str, frames: str, pictures: str) -> str:
         raise ConfigError(f"{path} and {frames} are of different teachers, by their weights_sha256")
     found = evaluate(quantizer, read_rows(rows, spread_out(torch.arange(len(rows)), _MAX_FRAMES)))
     if pictures:
-        draw_pictures(Path(pictures), {"frames": found})
+        draw_pictures(Path(pictures), quantizer, {"frames": found})
     return describe_evaluation(quantizer, found)
 
 

@@ -5,6 +5,7 @@ same interface. `load_quantizer` reads any of them.
 """
 
 from spear.mvq.baselines import BaselineBudget, train_baseline
+from spear.mvq.budget import TrainingBudget
 from spear.mvq.codebooks import CodebookQuantizer
 from spear.mvq.kinds import load_quantizer
 from spear.mvq.kmeans import KMeansQuantizer
@@ -12,7 +13,7 @@ from spear.mvq.quantizer import Quantizer
 from spear.mvq.random_projection import RandomProjectionQuantizer
 from spear.mvq.report import describe
 from spear.mvq.residual import ResidualQuantizer
-from spear.mvq.training import TrainingBudget, train_quantizer
+from spear.mvq.training import train_quantizer
 
 __all__ = [
     "BaselineBudget",

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from spear.errors import ConfigError
-from spear.mvq.codebooks import CodebookQuantizer, check_training_frames
+from spear.mvq.codebooks import CodebookQuantizer
+from spear.mvq.frames import (
+    Frames,
+    channel_statistics,
+    check_training_frames,
+    normalization,
+    read_rows,
+)
 from spear.mvq.kinds import KINDS
 from spear.mvq.kmeans import KMeansQuantizer, lloyd
 from spear.mvq.random_projection import (
@@ -20,7 +27,6 @@ from spear.mvq.random_projection import (
     random_projections,
 )
 from spear.mvq.residual import ResidualQuantizer, residual_centers
-from spear.mvq.training import Frames, normalization, read_rows
 
 BASELINES = (KMeansQuantizer.kind, ResidualQuantizer.kind, RandomProjectionQuantizer.kind)
 
@@ -77,7 +83,7 @@ def train_baseline(
     check_baseline(kind, num_codebooks, codebook_size, budget)
     rows = torch.arange(len(frames)) if rows is None else rows
     check_training_frames(frames.shape, len(rows), codebook_size)
-    mean, scale = normalization(frames, rows, normalize_channels)
+    mean, scale = normalization(channel_statistics(frames, rows), normalize_channels)
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randperm(len(rows), generator=generator)[: budget.max_frames].sort().values
     points = read_rows(frames, rows[drawn]).float()

@@ -10,7 +10,7 @@ every stage.
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
@@ -236,12 +236,20 @@ class CodebookQuantizer(nn.Module, ABC):
         own = tensor.detach().to(device, torch.float32).clone().contiguous()
         self.register_buffer(name, own)
 
+    def _frames_at_once(self) -> int:
+        """Returns how many frames `encode` hands to the assigner."""
+        return self._frames_per_product()
+
+    def _frames_per_product(self) -> int:
+        """Returns how many frames a matrix product takes, always the same number."""
+        on_cpu = self.centers.device.type == "cpu"
+        return _CPU_PRODUCT_FRAMES if on_cpu else _GPU_PRODUCT_FRAMES
+
     def _encode_blocks(self, x: Tensor, assign: Assign, max_batch_frames: int | None) -> Tensor:
         """Encodes frames (*, D) block by block, each padded to the same number of frames."""
         self._check_frames(x)
         frames = x.reshape(-1, self.dim)
-        on_cpu = self.centers.device.type == "cpu"
-        size = max_batch_frames or (_CPU_PRODUCT_FRAMES if on_cpu else _GPU_PRODUCT_FRAMES)
+        size = max_batch_frames or self._frames_at_once()
         codes = [torch.empty(0, self.num_codebooks, dtype=torch.long, device=self.centers.device)]
         for start in range(0, len(frames), size):
             block = self._finite(frames[start : start + size])
@@ -283,18 +291,3 @@ def check_range(name: str, value: int, least: int, most: int) -> None:
     """
     if not least <= value <= most:
         raise ConfigError(f"{name} must be {least} to {most}, not {value}")
-
-
-def check_training_frames(shape: Sequence[int], num_rows: int, codebook_size: int) -> None:
-    """Refuses training frames that are no (F, D) or fewer than codes.
-
-    Raises:
-        DataError: It says what there is and what is needed.
-    """
-    if len(shape) != 2 or shape[1] == 0:
-        raise DataError(f"frames must be (F, D), not of shape {tuple(shape)}")
-    if num_rows < codebook_size:
-        raise DataError(
-            f"{num_rows} frames are too few for codebooks of {codebook_size} codes: embed more "
-            "clips or choose a smaller codebook_size"
-        )

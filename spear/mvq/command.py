@@ -15,16 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spear.device import choose_device
+from spear.distributed import Ranks, join_ranks
 from spear.errors import ConfigError, DataError
 from spear.files import remove_partials, sha256_of
 from spear.mvq.baselines import BaselineBudget, check_baseline, train_baseline
+from spear.mvq.budget import TrainingBudget, check_budget
 from spear.mvq.codebooks import CodebookQuantizer
+from spear.mvq.frames import read_rows
 from spear.mvq.kinds import load_quantizer
 from spear.mvq.quantizer import Quantizer, check_sizes
 from spear.mvq.random_projection import RandomProjectionQuantizer
 from spear.mvq.report import evaluate, write_report
-from spear.mvq.training import TrainingBudget, check_budget, read_rows, train_quantizer
+from spear.mvq.training import train_quantizer
 from spear.progress import get_logger
 
 _HELD_OUT_RUN = 32
@@ -73,9 +75,13 @@ def run(config: TrainQuantizerConfig) -> None:
         DataError: The frames are missing, broken or too few.
     """
     _check(config)
+    with join_ranks(config.device) as ranks:
+        _run(config, ranks)
+
+
+def _run(config: TrainQuantizerConfig, ranks: Ranks) -> None:
     output = Path(config.output)
     report_dir = Path(config.report_dir or output.parent)
-    device = choose_device(config.device)
     frames, teacher = load_frames(frames_path(config.frames))
     normalize = config.normalize_channels
     if normalize is None:
@@ -83,23 +89,22 @@ def run(config: TrainQuantizerConfig) -> None:
         normalize = is_random or bool(teacher.get("normalize_channels", False))
     metadata = _metadata(config, teacher, normalize)
     train_rows, held_out_rows = split_rows(len(frames), config.held_out_fraction)
-    if output.exists():
-        quantizer = load_quantizer(output, device)
+    if ranks.broadcast_int(output.exists()):
+        quantizer = load_quantizer(output, ranks.device)
         _check_same(output, quantizer.metadata, metadata)
         if (report_dir / "summary.json").is_file():  # the last file of the report
             _logger.info("%s is there already, from the same frames and settings", output)
             return
     else:
-        remove_partials(output.parent)
         common = {
             "seed": config.seed,
             "normalize_channels": normalize,
             "rows": train_rows,
             "metadata": metadata,
-            "device": device,
         }
-        quantizer = _train(config, frames, common)
-        quantizer.save(output)
+        quantizer = _train(config, frames, common, ranks)
+    if not ranks.is_main:
+        return
     train = evaluate(quantizer, read_rows(frames, _spread_out(train_rows, _MAX_EVALUATED)))
     held_out = evaluate(quantizer, read_rows(frames, held_out_rows))
     write_report(report_dir, quantizer, train, held_out)
@@ -116,13 +121,31 @@ def run(config: TrainQuantizerConfig) -> None:
 
 
 def _train(
-    config: TrainQuantizerConfig, frames: np.ndarray, common: dict[str, Any]
+    config: TrainQuantizerConfig, frames: np.ndarray, common: dict[str, Any], ranks: Ranks
 ) -> CodebookQuantizer:
-    """Trains what the method says, with arguments that all methods share."""
-    sizes = (config.num_codebooks, config.codebook_size)
+    """Trains what the method says, with arguments that all methods share, and saves it."""
+    output, sizes = Path(config.output), (config.num_codebooks, config.codebook_size)
+    if ranks.is_main:
+        remove_partials(output.parent)
+    quantizer: CodebookQuantizer
     if config.method == Quantizer.kind:
-        return train_quantizer(frames, *sizes, budget=config.budget, **common)
-    return train_baseline(config.method, frames, *sizes, budget=config.baseline, **common)
+        state_path = output.with_name(f"{output.stem}.training.safetensors")
+        quantizer = train_quantizer(
+            frames, *sizes, budget=config.budget, ranks=ranks, state_path=state_path, **common
+        )
+    elif ranks.world_size > 1:
+        raise ConfigError(
+            f"--method {config.method} runs in one process: start it without torchrun"
+        )
+    else:
+        quantizer = train_baseline(
+            config.method, frames, *sizes, budget=config.baseline, device=ranks.device, **common
+        )
+    if ranks.is_main:
+        quantizer.save(output)
+        if config.method == Quantizer.kind:
+            state_path.unlink(missing_ok=True)
+    return quantizer
 
 
 def frames_path(frames: str) -> Path:

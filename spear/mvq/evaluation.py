@@ -14,15 +14,25 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from spear.mvq.quantizer import Quantizer
+from spear.mvq.quantizer import BEAM_WIDTH, NUM_PASSES, Quantizer
 from spear.mvq.statistics import count_codes, normalized_entropies
 
 _BLOCK_ELEMENTS = 1 << 24
 # Frames to time the search on, times N: merging costs grow faster than the number of codebooks.
 _MAX_SAMPLE_CODES, _MAX_SAMPLE = 1 << 13, 1024
 _WARM_UP_FRAMES = 64
-# From the cheapest to more than anybody needs; 3 passes with a beam of 16 is the default.
-_SEARCHES = ((0, 16), (1, 4), (3, 8), (1, 16), (2, 16), (3, 16), (5, 16), (3, 32))
+# From the cheapest to more than anybody needs.
+_SEARCHES = (
+    (0, BEAM_WIDTH),
+    (1, 4),
+    (NUM_PASSES, 4),
+    (1, 8),
+    (NUM_PASSES, 8),
+    (1, BEAM_WIDTH),
+    (2, BEAM_WIDTH),
+    (NUM_PASSES, BEAM_WIDTH),
+    (NUM_PASSES, 2 * BEAM_WIDTH),
+)
 _MAX_SWEEP_S = 15.0
 
 

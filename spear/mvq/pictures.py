@@ -101,7 +101,7 @@ def draw_history(path: Path, history: History) -> bool:
     names = {
         "relative_error": "relative error",
         "least_entropy": "least entropy",
-        "num_dead": "codes put to\nwork elsewhere",
+        "num_dead": "unused codes",
     }
     shown = {key: label for key, label in names.items() if all(key in row for row in history)}
     figure = new_figure(7.0, 0.8 + 1.6 * len(shown)) if history and shown else None

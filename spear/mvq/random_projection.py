@@ -124,7 +124,14 @@ def fit_decoding(points: Tensor, codes: Tensor, codebook_size: int) -> Tensor:
         (N, K, D) float32; a code that no frame has adds its share of the mean.
     """
     num_codebooks = codes.shape[1]
-    statistics = CodeStatistics(num_codebooks, codebook_size, points.shape[1], points.device)
+    statistics = CodeStatistics(
+        num_codebooks,
+        codebook_size,
+        points.shape[1],
+        largest_value=max(2 * float(points.abs().max()), 1e-20),
+        max_frames=len(points),
+        device=points.device,
+    )
     mean = points.mean(dim=0)
     for block, own in zip(points.split(_BLOCK_FRAMES), codes.split(_BLOCK_FRAMES), strict=True):
         statistics.accumulate(block - mean, own)

@@ -4,6 +4,7 @@ Everything that depends on the machine stands in `search.md`, so that the same q
 give the same `report.md`.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,8 +20,8 @@ from spear.mvq.evaluation import (
     sweep_search,
     teacher_identity,
 )
-from spear.mvq.pictures import History, draw_codebooks, draw_history, draw_usage
-from spear.mvq.quantizer import Quantizer
+from spear.mvq.pictures import draw_codebooks, draw_history, draw_usage
+from spear.mvq.quantizer import BEAM_WIDTH, NUM_PASSES, Quantizer
 from spear.mvq.remarks import HOW_TO_READ, remarks
 from spear.reports import embed_picture, markdown_table, write_markdown
 
@@ -53,7 +54,8 @@ def describe(quantizer: FrameQuantizer) -> str:
         rows["first guess"] = "linear classifiers" if quantizer.has_classifiers else "undecided"
     teacher = teacher_identity(quantizer.metadata)
     rows |= {f"teacher {key}": str(value) for key, value in teacher.items()}
-    rows |= {key: value for key, value in sorted(quantizer.metadata.items()) if key != "teacher"}
+    apart = ("teacher", "history")  # the second is for the picture
+    rows |= {key: value for key, value in sorted(quantizer.metadata.items()) if key not in apart}
     return _aligned(rows)
 
 
@@ -82,7 +84,6 @@ def write_report(
     quantizer: FrameQuantizer,
     train: Evaluation,
     held_out: Evaluation,
-    history: History | None = None,
 ) -> None:
     """Writes the report of a trained quantiser into a folder.
 
@@ -94,8 +95,6 @@ def write_report(
         quantizer: What was trained.
         train: On (some of) the frames that it was trained on.
         held_out: On frames that it has not seen.
-        history: For every round of training `iteration`, `relative_error`, `least_entropy` and
-            `num_dead`.
     """
     folder = Path(folder)
     points = sweep_search(quantizer, held_out.sample)
@@ -103,7 +102,7 @@ def write_report(
         write_markdown(folder / "search.md", _search_blocks(points, len(held_out.sample)))
     blocks = [
         *_blocks(quantizer, train, held_out),
-        *draw_pictures(folder, {"train": train, "held out": held_out}, history or []),
+        *draw_pictures(folder, quantizer, {"train": train, "held out": held_out}),
         "What other settings of the search give, and how fast they are on the machine that made "
         "this\nreport: [search.md](search.md)."
         if points
@@ -115,15 +114,15 @@ def write_report(
 
 
 def draw_pictures(
-    folder: Path, found: Mapping[str, Evaluation], history: History = ()
+    folder: Path, quantizer: FrameQuantizer, found: Mapping[str, Evaluation]
 ) -> list[str]:
     """Draws `usage.png`, `codebooks.png` and `training.png`, those that there is something for.
 
     Args:
         folder: Where they go.
+        quantizer: Whose metadata know the history of its training, or not.
         found: Evaluations by the name of their frames. Use is that of the first, correlations
             those of the last.
-        history: See `write_report`.
 
     Returns:
         The Markdown that shows them; nothing without matplotlib.
@@ -134,7 +133,7 @@ def draw_pictures(
         blocks.append(embed_picture(usage, "Use of codes, most frequent first"))
     if draw_codebooks(books, found):
         blocks.append(embed_picture(books, "Correlation of codebooks, and the error without each"))
-    if draw_history(course, history):
+    if draw_history(course, json.loads(quantizer.metadata.get("history", "[]"))):
         blocks.append(embed_picture(course, "Rounds of training"))
     return blocks
 
@@ -212,7 +211,7 @@ def _search_blocks(points: list[SearchPoint], num_frames: int) -> list[str]:
         "# Search: error against speed",
         f"`encode` of {num_frames:,} held-out frames, timed once on the machine that made the "
         "report:\nspeeds differ from machine to machine and run to run, errors do not. Extraction "
-        "uses 3 passes with\na beam of 16. 0 passes are the first guess.",
+        f"uses {NUM_PASSES} passes with\na beam of {BEAM_WIDTH}. 0 passes are the first guess.",
         _search_table(points),
     ]
 

@@ -5,16 +5,37 @@ linear system of size N * K: (Z'Z) C = Z'X, with Z the (F, N * K) matrix of chos
 how often two codes are chosen together and Z'X sums the frames of every code; both are accumulated
 over mini-batches, so that any number of frames fits. The same sums give the classifiers that guess
 codes from a frame.
+
+The sums are exact: frames are rounded to a grid so coarse that float64 holds every sum of them and
+of their products without an error (16,384 frames of values up to 8 are rounded to 1/65,536). So
+they come out the same in whatever order blocks, threads, processes or a GPU's atomic additions
+contribute, and a training by several processes is that by one, bit for bit.
 """
+
+import math
 
 import torch
 from torch import Tensor
 
+from spear.distributed import Ranks
+
 _BLOCK_FRAMES = 4096
+
+
+_EXACT_BITS = 52
+"""Sums of multiples of 1 stay exact in float64 up to 2 to this power, with one bit to spare."""
 
 
 class CodeStatistics:
     """Sufficient statistics of (frames, codes) pairs.
+
+    Args:
+        num_codebooks: N.
+        codebook_size: K.
+        dim: D.
+        largest_value: No value of a frame is further from 0.
+        max_frames: No more frames are accumulated.
+        device: Where to compute.
 
     Attributes:
         counts: (N * K, N * K) float64; the diagonal says how often each code was chosen.
@@ -24,9 +45,19 @@ class CodeStatistics:
     """
 
     def __init__(
-        self, num_codebooks: int, codebook_size: int, dim: int, device: torch.device | str = "cpu"
+        self,
+        num_codebooks: int,
+        codebook_size: int,
+        dim: int,
+        *,
+        largest_value: float,
+        max_frames: int,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.num_codebooks, self.codebook_size, self.dim = num_codebooks, codebook_size, dim
+        free_bits = _EXACT_BITS - math.ceil(math.log2(max_frames))
+        # |x| < 2^v on a grid of 2^-b takes v + b bits, a product of two twice as many.
+        self._grid = 2.0 ** (free_bits // 2 - math.ceil(math.log2(largest_value)))
         num_codes = num_codebooks * codebook_size
         kind = {"dtype": torch.float64, "device": device}
         self.counts = torch.zeros(num_codes, num_codes, **kind)  # type: ignore[call-overload]
@@ -43,16 +74,40 @@ class CodeStatistics:
             rows = codes[start : start + _BLOCK_FRAMES].long() + first_rows
             pairs = (rows.unsqueeze(2) * len(self.counts) + rows.unsqueeze(1)).view(-1)
             flat_counts.scatter_add_(0, pairs, flat_counts.new_ones(()).expand(len(pairs)))
+            block = (block * self._grid).round_().div_(self._grid)
             for codebook in range(self.num_codebooks):
                 self.sums.index_add_(0, rows[:, codebook], block)
             self.scatter.addmm_(block.t(), block)
         self.num_frames += len(frames)
 
-    def decay(self, factor: float) -> None:
-        """Weakens what was accumulated so far, by codes that have since changed."""
-        for tensor in (self.counts, self.sums, self.scatter):
-            tensor.mul_(factor)
-        self.num_frames *= factor
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns counts, sums and scatter themselves."""
+        return self.counts, self.sums, self.scatter
+
+    def all_reduce(self, ranks: Ranks) -> None:
+        """Adds up what the processes accumulated, each from its own frames."""
+        for tensor in self.tensors():
+            ranks.all_reduce(tensor)
+        number = torch.tensor(self.num_frames, dtype=torch.float64, device=ranks.device)
+        self.num_frames = float(ranks.all_reduce(number))
+
+    def absorb(self, newer: "CodeStatistics", memory: float) -> None:
+        """Weakens what was accumulated so far, by codes that have since changed, and adds to it."""
+        for tensor, addition in zip(self.tensors(), newer.tensors(), strict=True):
+            tensor.mul_(memory).add_(addition)
+        self.num_frames = self.num_frames * memory + newer.num_frames
+
+    def clear(self) -> None:
+        """Forgets all frames."""
+        for tensor in self.tensors():
+            tensor.zero_()
+        self.num_frames = 0.0
+
+    def spread(self) -> float:
+        """Returns sum |x - mean|^2 of the frames, never 0."""
+        total = self.sums[: self.codebook_size].sum(dim=0)
+        squares = self.scatter.diagonal().sum() - total.square().sum() / max(self.num_frames, 1.0)
+        return max(float(squares), 1e-20)
 
     def usage(self) -> Tensor:
         """Returns (N, K) float64: how often each code was chosen."""

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spear.distributed import Ranks
 from spear.errors import SpearError
 from spear.progress import get_logger
-from spear.training.distributed import Ranks
 from spear.training.position import Position
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)

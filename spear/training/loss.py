@@ -14,8 +14,8 @@ import zlib
 import torch
 from torch import Tensor
 
+from spear.distributed import Ranks
 from spear.errors import SpearError
-from spear.training.distributed import Ranks
 from spear.training.task import LossTerm
 
 

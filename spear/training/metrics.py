@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spear.distributed import Ranks
 from spear.errors import MissingPackageError
 from spear.files import sync, write_text
 from spear.optional import require
 from spear.progress import get_logger
-from spear.training.distributed import Ranks
 from spear.training.task import StepOutput
 
 _logger = get_logger(__name__)

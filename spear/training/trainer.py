@@ -20,6 +20,7 @@ import yaml
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from spear.distributed import Ranks, join_ranks
 from spear.errors import CheckpointError, ConfigError, SpearError
 from spear.files import remove_partials, write_text
 from spear.optim import build_optimizer
@@ -29,7 +30,6 @@ from spear.training.averaging import RunningAverage
 from spear.training.clock import Clock
 from spear.training.config import TrainConfig
 from spear.training.differences import describe_differences
-from spear.training.distributed import Ranks, join_ranks
 from spear.training.health import BadBatches, StopRequest, Verdict, agree, gradient_norm
 from spear.training.loss import LossNormalizer
 from spear.training.metrics import MetricSums, MetricWriter, describe_values, drop_after

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from spear.training.distributed import Ranks
+from spear.distributed import Ranks
 from spear.training.metrics import MetricSums
 from spear.training.task import Task
 

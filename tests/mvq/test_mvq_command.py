@@ -109,7 +109,7 @@ def test_differences_are_named_and_nothing_is_overwritten(config: TrainQuantizer
         run(config)
     message = str(caught.value)
     assert "seed is 0, asked for 5" in message
-    assert "budget.noise is 0.4, asked for 0.25" in message
+    assert "budget.noise is 0.1, asked for 0.25" in message
     assert "other frames" in message
     assert "Remove it" in message
     assert "\n" not in message

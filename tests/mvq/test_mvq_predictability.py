@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -16,15 +17,17 @@ TINY += ["--batch-clips=4", "--width=16", "--held-out-share=0.3", "--reference-s
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
+def script() -> Iterator[ModuleType]:
     path = ROOT / "local/benchmarks/mvq_predictability.py"
+    sys.path.insert(0, str(path.parent))  # as when it is run
     spec = importlib.util.spec_from_file_location("mvq_predictability", path)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules["mvq_predictability"] = module  # its dataclasses look themselves up
     spec.loader.exec_module(module)
-    return module
+    yield module
+    sys.path.remove(str(path.parent))
 
 
 @pytest.fixture

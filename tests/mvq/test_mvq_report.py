@@ -13,6 +13,7 @@ from spear.cli import main
 from spear.mvq import Quantizer, train_baseline
 from spear.mvq.evaluation import Evaluation, evaluate, sweep_search
 from spear.mvq.pictures import draw_codebooks, draw_usage, relative_usage
+from spear.mvq.quantizer import BEAM_WIDTH, NUM_PASSES
 from spear.mvq.remarks import remarks
 from spear.mvq.report import describe, describe_evaluation, write_report
 
@@ -49,7 +50,7 @@ def quantizer(frames: Tensor) -> Quantizer:
         classifier_bias=torch.zeros(32),
         channel_mean=frames.mean(dim=0),
         channel_scale=frames.std(dim=0),
-        metadata={"teacher": json.dumps(TEACHER)},
+        metadata={"teacher": json.dumps(TEACHER), "history": json.dumps(HISTORY)},
     )
 
 
@@ -100,7 +101,7 @@ def test_sweep_goes_from_the_first_guess_to_more_than_the_default(
     points = sweep_search(quantizer, found.sample)
     assert points[0].num_passes == 0
     assert points[0].relative_error == pytest.approx(found.first_guess_error or 0, rel=1e-5)
-    default = [p for p in points if (p.num_passes, p.beam_width) == (3, 16)]
+    default = [p for p in points if (p.num_passes, p.beam_width) == (NUM_PASSES, BEAM_WIDTH)]
     assert default[0].relative_error == pytest.approx(found.relative_error, rel=1e-5)
     assert all(point.frames_per_s > 0 for point in points)
 
@@ -141,25 +142,26 @@ def test_baselines_are_reported_on(
 def test_report_says_what_it_should(
     tmp_path: Path, quantizer: Quantizer, found: Evaluation
 ) -> None:
-    write_report(tmp_path, quantizer, found, found, HISTORY)
+    write_report(tmp_path, quantizer, found, found)
     report = (tmp_path / "report.md").read_text()
     for expected in ("12 (300 bits/s)", "How to read this", "What stands out", "[search.md]"):
         assert expected in report
     speeds = (tmp_path / "search.md").read_text()
-    assert "| 3 | 16 |" in speeds
+    assert f"| {NUM_PASSES} | {BEAM_WIDTH} |" in speeds
     before = report
-    write_report(tmp_path, quantizer, found, found, HISTORY)
+    write_report(tmp_path, quantizer, found, found)
     assert (tmp_path / "report.md").read_text() == before  # times are kept out of it
 
 
 @pytest.mark.usefixtures("pictures")
 def test_report_shows_its_pictures(tmp_path: Path, quantizer: Quantizer, found: Evaluation) -> None:
-    write_report(tmp_path, quantizer, found, found, HISTORY)
+    write_report(tmp_path, quantizer, found, found)
     report = (tmp_path / "report.md").read_text()
     for name in ("usage.png", "codebooks.png", "training.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
         assert f"]({name})" in report
-    write_report(tmp_path / "short", quantizer, found, found)
+    newborn = Quantizer(quantizer.centers, metadata={})
+    write_report(tmp_path / "short", newborn, found, found)
     assert not (tmp_path / "short" / "training.png").exists()
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from spear.distributed import Ranks
 from spear.errors import SpearError
-from spear.training.distributed import Ranks
 from spear.training.health import BadBatches, StopRequest, agree, gradient_norm
 from spear.training.position import Position
 

@@ -3,9 +3,9 @@ import json
 import pytest
 import torch
 
+from spear.distributed import Ranks
 from spear.errors import MissingPackageError
 from spear.training import metrics
-from spear.training.distributed import Ranks
 from spear.training.metrics import (
     MetricSums,
     MetricWriter,

@@ -63,13 +63,18 @@ class Ranks:
             for tensor, length in zip(received, lengths, strict=True)
         ]
 
+    def broadcast(self, tensor: Tensor) -> Tensor:
+        """Replaces a tensor by rank 0's in place, and returns it."""
+        if self.world_size > 1:
+            dist.broadcast(tensor, src=0)
+        return tensor
+
     def broadcast_int(self, number: int) -> int:
         """Returns rank 0's number on every rank."""
         if self.world_size == 1:
             return number
         tensor = torch.tensor(number, dtype=torch.int64, device=self.device)
-        dist.broadcast(tensor, src=0)
-        return int(tensor.item())
+        return int(self.broadcast(tensor).item())
 
     def barrier(self) -> None:
         """Waits until every rank is here."""
