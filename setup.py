@@ -21,6 +21,7 @@ CORE = [
     "tqdm>=4.60",
 ]
 EXTRAS = {
+    "fast": ["numba>=0.59"],
     "hub": ["transformers>=4.50"],
     "asr": ["sentencepiece>=0.2", "kaldialign>=0.9"],
     "report": ["tensorboard>=2.15", "matplotlib>=3.8"],

@@ -31,7 +31,8 @@ REFERENCE_BATCH = 600
 """Frames of a step: what the package's numbers of steps were tuned with."""
 _SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff")
 _CHUNK_S = 30
-_ENCODE_FRAMES = 128  # the reference's temporaries take 100 MB and more for so many
+FASTEST_CALL = 128
+"""Frames of a call that suit the reference's encoder best: its temporaries stay small."""
 
 
 def find_recordings(folder: Path) -> list[Path]:
@@ -190,7 +191,9 @@ def reference_quantizer(quantizer: Quantizer) -> Any:
 
 
 @torch.no_grad()
-def reference_codes(theirs: Any, normalized: Tensor, num_rounds: int = 5) -> Tensor:
+def reference_codes(
+    theirs: Any, normalized: Tensor, num_rounds: int = 5, call_frames: int = FASTEST_CALL
+) -> Tensor:
     """Encodes normalised frames (F, D) with the reference's module: (F, N) int64."""
-    parts = normalized.split(_ENCODE_FRAMES)
+    parts = normalized.split(call_frames)
     return torch.cat([theirs.encode(part, num_rounds, as_bytes=False) for part in parts])

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from spear.mvq import Quantizer, TrainingBudget, train_quantizer
 from spear.mvq.evaluation import evaluate, relative_error, spread_out
+from spear.mvq.statistics import count_codes
 from spear.reports import code, markdown_table, write_markdown
 
 _MAX_MEASURED = 12_000
@@ -84,10 +85,12 @@ def budgets(num_frames: int) -> dict[str, TrainingBudget]:
 
 
 def describe_row(
-    name: str, quantizer: Quantizer, seconds: float, base_s: float, frames: tuple[Tensor, Tensor]
+    name: str, quantizer: Quantizer, times_s: tuple[float, float], frames: tuple[Tensor, Tensor]
 ) -> tuple[str, ...]:
-    """Returns a row of the table."""
-    train, held_out = (evaluate(quantizer, part) for part in frames)
+    """Returns a row of the table: a trainer, what it took beside the reference, what it gave."""
+    train, held_out = (evaluate(quantizer, spread_out(part, _MAX_MEASURED)) for part in frames)
+    usage = count_codes(quantizer.encode(frames[0]), quantizer.codebook_size)
+    seconds, base_s = times_s
     return (
         name,
         f"{seconds:.0f}",
@@ -95,7 +98,7 @@ def describe_row(
         f"{train.relative_error:.4f}",
         f"{held_out.relative_error:.4f}",
         f"{min(train.entropies):.3f}",
-        str(sum(train.num_unused)),
+        str(int((usage == 0).sum())),
         f"{min(train.errors_without):.2f} to {max(train.errors_without):.2f}",
     )
 
@@ -106,9 +109,9 @@ def main(argv: list[str] | None = None) -> None:
     if reference_package() is None:
         raise SystemExit(1)
     train, held_out = split_frames(args.audio_dir, args.dim, args.train_frames)
-    measured = (spread_out(train, _MAX_MEASURED), spread_out(held_out, _MAX_MEASURED))
+    measured = (train, held_out)
     theirs, base_s = obtain_reference(train, args)
-    rows = [describe_row("multi_quantization", theirs, base_s, base_s, measured)]
+    rows = [describe_row("multi_quantization", theirs, (base_s, base_s), measured)]
     few = spread_out(held_out, _MAX_BY_REFERENCE)
     codes = reference_codes(reference_quantizer(theirs), theirs.normalize(few))
     own_search = relative_error(theirs, few, codes)
@@ -119,7 +122,7 @@ def main(argv: list[str] | None = None) -> None:
             train, args.num_codebooks, seed=args.seed, normalize_channels=True, budget=budget
         )
         seconds = time.perf_counter() - started
-        rows.append(describe_row(name, quantizer, seconds, base_s, measured))
+        rows.append(describe_row(name, quantizer, (seconds, base_s), measured))
         sys.stderr.write(" | ".join(rows[-1]) + "\n")
     header = (
         "trainer",
@@ -140,10 +143,10 @@ def main(argv: list[str] | None = None) -> None:
         f"reference's own search, 5 refinements, gives its quantiser {own_search:.4f} on "
         f"{len(few):,} of the held-out frames, where ours gives {our_search:.4f}.",
         markdown_table(header, rows, "lrrrrrrr"),
-        "Errors are relative, entropies over log K in the codebook where they are least, unused "
-        f"codes of {256 * args.num_codebooks:,}, on at most {_MAX_MEASURED:,} frames. The error "
-        "without one codebook, from the least to the most important one, shows whether codebooks "
-        "share the work.",
+        "Errors are relative, entropies over log K in the codebook where they are least, on at "
+        f"most {_MAX_MEASURED:,} frames; unused codes of {256 * args.num_codebooks:,}, on all "
+        "frames of the training. The error without one codebook, from the least to the most "
+        "important one, shows whether codebooks share the work.",
     ]
     name = f"mvq_training_d{args.dim}_n{args.num_codebooks}.md"
     write_markdown(args.output or Path(__file__).parent / "results" / name, blocks)

@@ -27,6 +27,7 @@ from spear.mvq.random_projection import (
     random_projections,
 )
 from spear.mvq.residual import ResidualQuantizer, residual_centers
+from spear.progress import progress
 
 BASELINES = (KMeansQuantizer.kind, ResidualQuantizer.kind, RandomProjectionQuantizer.kind)
 
@@ -121,7 +122,8 @@ def _fit(
 ) -> dict[str, Tensor]:
     """Returns the tensors of a quantiser for normalised frames (F, D), which may be changed."""
     if kind == KMeansQuantizer.kind:
-        return {"centers": lloyd(points, sizes[1], generator, budget.num_iterations)[None]}
+        passes = progress(range(budget.num_iterations), "k-means")
+        return {"centers": lloyd(points, sizes[1], generator, passes)[None]}
     if kind == ResidualQuantizer.kind:
         return {"centers": residual_centers(points, *sizes, generator, budget.num_iterations)}
     dim = points.shape[1]

@@ -201,7 +201,7 @@ def _lowest(scores: Any) -> int:
     least = np.int64(_LAST_KEY)
     for place in range(len(bits)):
         least = min(least, _key(bits[place], place))
-    return int(least % _PLACES)
+    return int(least & (_PLACES - 1))
 
 
 @_compile()
@@ -272,7 +272,7 @@ def _select(size: int, count: int, scratch: _Scratch) -> None:
     for g in range(num_groups):
         minima[g] = _least(keys[g * _GROUP : (g + 1) * _GROUP])
     for index in range(count):
-        place = _least(minima[:num_groups]) % _PLACES
+        place = _least(minima[:num_groups]) & (_PLACES - 1)
         scratch.places[index] = place
         keys[place] = _LAST_KEY
         g = place // _GROUP

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -172,10 +173,10 @@ def sweep_search(quantizer: FrameQuantizer, frames: Tensor) -> list[SearchPoint]
     for num_passes, beam_width in _SEARCHES:
         if time.perf_counter() > deadline:
             break
-        settings = {"num_passes": num_passes, "beam_width": beam_width}
-        quantizer.encode(frames[:_WARM_UP_FRAMES], **settings).cpu()
+        encode = partial(quantizer.encode, num_passes=num_passes, beam_width=beam_width)
+        encode(frames[:_WARM_UP_FRAMES]).cpu()
         started = time.perf_counter()
-        codes = quantizer.encode(frames, **settings).cpu()  # on the CPU: waits for the device
+        codes = encode(frames).cpu()  # on the CPU: waits for the device
         seconds = max(time.perf_counter() - started, 1e-9)
         error = relative_error(quantizer, frames, codes)
         points.append(SearchPoint(num_passes, beam_width, error, len(frames) / seconds))

@@ -12,13 +12,15 @@ codebook then cost from 4% to 51% of the signal, against 6% to 13% so.
 import torch
 from torch import Tensor
 
+from spear.mvq.kmeans import lloyd
+
 _KMEANS_ITERATIONS = 8
 
 
 def initial_centers(
     frames: Tensor, num_codebooks: int, codebook_size: int, generator: torch.Generator
 ) -> Tensor:
-    """Returns (N, K, D) float32 centres for frames (F, D)."""
+    """Returns (N, K, D) float32 centres for frames (F, D), F at least K."""
     mean = frames.mean(dim=0)
     centered = frames - mean
     exact = centered.double()
@@ -28,7 +30,7 @@ def initial_centers(
     centers = []
     for basis in bases:
         directions = basis.float()
-        means = kmeans(centered @ directions, codebook_size, generator)
+        means = lloyd(centered @ directions, codebook_size, generator, range(_KMEANS_ITERATIONS))
         centers.append(share * means @ directions.t())
     return torch.stack(centers) + mean / num_codebooks
 
@@ -89,33 +91,3 @@ def equalizing_rotation(variances: Tensor) -> Tensor:
         rotation, current = turn @ rotation, turn @ current @ turn.t()
         left.remove(high)
     return rotation
-
-
-def kmeans(points: Tensor, num_clusters: int, generator: torch.Generator) -> Tensor:
-    """Lloyd's algorithm from random points; empty clusters restart at the worst-served points.
-
-    Args:
-        points: (F, D) float32.
-        num_clusters: K; with fewer points than clusters, points are repeated with a little noise.
-        generator: Source of the first choice.
-
-    Returns:
-        (K, D) float32.
-    """
-    pick = torch.randperm(len(points), generator=generator)
-    pick = pick.repeat(-(-num_clusters // len(points)))[:num_clusters].to(points.device)
-    means = points[pick].clone()
-    if num_clusters > len(points):
-        noise = torch.randn(means.shape, generator=generator).to(points.device)
-        means += 0.01 * points.std(dim=0, unbiased=False) * noise
-    for _ in range(_KMEANS_ITERATIONS):
-        scores = means.square().sum(dim=1) - 2 * points @ means.t()
-        nearest_score, nearest = scores.min(dim=1)
-        counts = torch.bincount(nearest, minlength=num_clusters)
-        sums = torch.zeros_like(means).index_add_(0, nearest, points)
-        means = torch.where(counts.unsqueeze(1) > 0, sums / counts.clamp(min=1).unsqueeze(1), means)
-        empty = (counts == 0).nonzero()[:, 0][: len(points)]
-        if len(empty):
-            distances = nearest_score + points.square().sum(dim=1)
-            means[empty] = points[distances.topk(len(empty)).indices]
-    return means

@@ -9,14 +9,13 @@ the variance). scikit-learn's MiniBatchKMeans came to the same error in 60 s fro
 in 309 s with its default start: no reason for one more package. Ours works in blocks, and on GPUs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 from spear.errors import ConfigError
 from spear.mvq.codebooks import Assign, CodebookQuantizer, check_range
-from spear.progress import progress
 
 _BLOCK_FRAMES = 4096
 _MAX_CODEBOOK_SIZE = 4096
@@ -74,7 +73,7 @@ class NearestCenter:
 
 
 def lloyd(
-    points: Tensor, num_clusters: int, generator: torch.Generator, num_iterations: int
+    points: Tensor, num_clusters: int, generator: torch.Generator, iterations: Iterable[int]
 ) -> Tensor:
     """K-means from random points; empty clusters restart at the worst-served points.
 
@@ -84,7 +83,7 @@ def lloyd(
         points: (F, D) float32, F at least K.
         num_clusters: K.
         generator: Source of the first choice; a CPU generator.
-        num_iterations: Most passes over the points; it ends when no point moves.
+        iterations: One item for each pass over the points; it ends when no point moves.
 
     Returns:
         (K, D) float32.
@@ -92,7 +91,7 @@ def lloyd(
     pick = torch.randperm(len(points), generator=generator)[:num_clusters]
     means = points[pick.to(points.device)].clone()
     before = torch.full((len(points),), -1, device=points.device)
-    for _ in progress(range(num_iterations), "k-means"):
+    for _ in iterations:
         nearest = NearestCenter(means)
         codes = torch.cat([nearest(block) for block in points.split(_BLOCK_FRAMES)])
         if torch.equal(codes, before):

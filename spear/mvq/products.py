@@ -43,9 +43,10 @@ class ProductTable:
         self.first_rows = torch.arange(self.num_codebooks, device=centers.device)
         self.first_rows = self.first_rows * self.codebook_size
 
-    def unary(self, frames: Tensor) -> Tensor:
+    def unary(self, frames: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Returns (B, N * K): |c|^2 - 2 <x - offset, c> for every centre c; frames are (B, D)."""
-        return torch.addmm(self.squared_norms, frames - self.offset, self.centered.t(), alpha=-2.0)
+        products = inner_products(frames - self.offset, self.centered, dtype)
+        return products.mul_(-2.0).add_(self.squared_norms)
 
     def scores(self, unary: Tensor, codes: Tensor) -> Tensor:
         """Returns (B, N * K): what every code costs in its codebook, the others as in `codes`.
@@ -63,3 +64,17 @@ class ProductTable:
         """Returns (B, D): the sum of the chosen centres; codes are (B, N) integers."""
         rows = codes.long() + self.first_rows
         return F.embedding_bag(rows, self.centered, mode="sum") + self.offset
+
+
+def inner_products(x: Tensor, y: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Returns (B, M) float32: <x, y> of every row of x (B, D) with every row of y (M, D).
+
+    With another `dtype` both are rounded to it first, and summed up in float32: on a GPU by its
+    tensor cores (torch 2.8 or newer), elsewhere with the same result and no gain.
+    """
+    if dtype == torch.float32:
+        return x @ y.t()
+    x, y = x.to(dtype), y.to(dtype)
+    if x.device.type == "cuda":
+        return torch.mm(x, y.t(), out_dtype=torch.float32)
+    return x.float() @ y.float().t()

@@ -10,12 +10,11 @@ the teacher whose frames it was trained on.
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from spear.errors import ConfigError
 from spear.mvq.codebooks import Assign, CodebookQuantizer, check_range
-from spear.mvq.products import ProductTable
+from spear.mvq.products import ProductTable, inner_products
 from spear.mvq.search import search
 
 _MAX_CODEBOOKS, _MAX_CODEBOOK_SIZE = 64, 256
@@ -107,17 +106,20 @@ class Quantizer(CodebookQuantizer):
         num_passes: int = NUM_PASSES,
         beam_width: int = BEAM_WIDTH,
         max_batch_frames: int | None = None,
+        product_dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """The tokens of frames.
 
         Args:
             x: (*, D) floating point frames as the teacher gives them.
-            num_passes: Passes of the full search; 0 gives the classifiers' guess. The error never
-                grows with it.
+            num_passes: At most so many passes of the search; 0 gives the classifiers' guess. The
+                error never grows with it.
             beam_width: Codes that each codebook shortlists in a pass.
             max_batch_frames: Frames worked on at once, which bounds memory to about 16 * N * K
                 bytes a frame. The tokens do not depend on how an input is cut into calls; another
                 value here may change them where two choices are equally good to rounding.
+            product_dtype: What frames and centres are rounded to for their inner products, summed
+                in float32. bfloat16 is for GPUs; the search itself stays in float32.
 
         Returns:
             (*, N) uint8 on the quantiser's device.
@@ -130,7 +132,8 @@ class Quantizer(CodebookQuantizer):
             raise ConfigError(
                 f"encode needs num_passes >= 0 and beam_width >= 2, not {num_passes}, {beam_width}"
             )
-        return self._encode_blocks(x, self._assigner(num_passes, beam_width), max_batch_frames)
+        assign = self._assigner(num_passes, beam_width, product_dtype)
+        return self._encode_blocks(x, assign, max_batch_frames)
 
     @classmethod
     def from_multi_quantization(
@@ -187,25 +190,31 @@ class Quantizer(CodebookQuantizer):
 
         return export_state(self, of_normalized_frames=of_normalized_frames)
 
-    def first_guess(self, normalized: Tensor) -> Tensor:
+    def first_guess(self, normalized: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Returns (B, N) int64 by the classifiers, which must be there, for frames (B, D)."""
-        logits = F.linear(normalized, self.classifier_weight.float(), self.classifier_bias.float())
+        logits = inner_products(normalized, self.classifier_weight, dtype)
+        logits = logits.add_(self.classifier_bias)
         return logits.view(-1, self.num_codebooks, self.codebook_size).argmax(dim=2)
 
     def _frames_at_once(self) -> int:
         """Several products for one search: their threads and its own take turns less often."""
         return _PRODUCTS_PER_SEARCH * self._frames_per_product()
 
-    def _assigner(self, num_passes: int = NUM_PASSES, beam_width: int = BEAM_WIDTH) -> Assign:
+    def _assigner(
+        self,
+        num_passes: int = NUM_PASSES,
+        beam_width: int = BEAM_WIDTH,
+        dtype: torch.dtype = torch.float32,
+    ) -> Assign:
         """Returns what searches the codes of normalised frames."""
 
         def assign(padded: Tensor, count: int) -> Tensor:
             table, size = self.table, self._frames_per_product()
             blocks = padded.split(size)[: max(-(-count // size), 1)]
-            unary = torch.cat([table.unary(block) for block in blocks])[:count]
+            unary = torch.cat([table.unary(block, dtype) for block in blocks])[:count]
             guess = None
             if self.has_classifiers:
-                guess = torch.cat([self.first_guess(block) for block in blocks])[:count]
+                guess = torch.cat([self.first_guess(block, dtype) for block in blocks])[:count]
             return search(table, unary, guess, num_passes=num_passes, beam_width=beam_width)
 
         return assign

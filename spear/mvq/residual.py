@@ -11,6 +11,7 @@ from torch import Tensor
 
 from spear.mvq.codebooks import Assign, CodebookQuantizer, check_range
 from spear.mvq.kmeans import NearestCenter, lloyd
+from spear.progress import progress
 
 _BLOCK_FRAMES = 4096
 _MAX_CODEBOOKS, _MAX_CODEBOOK_SIZE = 64, 256
@@ -66,7 +67,9 @@ def residual_centers(
     """
     stages = []
     for _ in range(num_codebooks):
-        centers = lloyd(points, codebook_size, generator, num_iterations)
+        centers = lloyd(
+            points, codebook_size, generator, progress(range(num_iterations), "k-means")
+        )
         nearest = NearestCenter(centers)
         for block in points.split(_BLOCK_FRAMES):
             block.sub_(centers[nearest(block)])  # a view: the points themselves change

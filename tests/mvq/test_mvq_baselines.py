@@ -143,7 +143,7 @@ def test_with_one_codebook_the_decoding_holds_class_means() -> None:
 
 def test_lloyd_ends_where_centres_are_means_of_their_points() -> None:
     points = frames_for(600)
-    centers = lloyd(points, 20, torch.Generator().manual_seed(0), 100)
+    centers = lloyd(points, 20, torch.Generator().manual_seed(0), range(100))
     codes = NearestCenter(centers)(points)
     for code in range(20):
         own = points[codes == code]
@@ -152,15 +152,15 @@ def test_lloyd_ends_where_centres_are_means_of_their_points() -> None:
 
 def test_lloyd_revives_empty_clusters() -> None:
     points = torch.cat((torch.zeros(95, 3), torch.eye(3), 5 + torch.eye(3)[:2]))
-    centers = lloyd(points, 6, torch.Generator().manual_seed(0), 20)
+    centers = lloyd(points, 6, torch.Generator().manual_seed(0), range(20))
     found = {int(code) for code in NearestCenter(centers)(points)}
     assert len(found) == 6
 
 
 def test_lloyd_depends_on_no_common_offset() -> None:
     points = frames_for(400)
-    plain = lloyd(points, 16, torch.Generator().manual_seed(0), 10)
-    moved = lloyd(points + 1000, 16, torch.Generator().manual_seed(0), 10)
+    plain = lloyd(points, 16, torch.Generator().manual_seed(0), range(10))
+    moved = lloyd(points + 1000, 16, torch.Generator().manual_seed(0), range(10))
     torch.testing.assert_close(moved - 1000, plain, rtol=0, atol=2e-3)
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from mvq_frames import correlated_frames, random_centers, relative_error
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -124,6 +126,68 @@ def test_small_batches_give_as_good_tokens(quantizer: Quantizer, frames: Tensor)
     usual = relative_error(quantizer, frames, quantizer.encode(frames))
     small = relative_error(quantizer, frames, quantizer.encode(frames, max_batch_frames=10))
     assert small == pytest.approx(usual, rel=1e-3)
+
+
+def test_products_in_bfloat16_give_nearly_as_good_tokens(
+    quantizer: Quantizer, frames: Tensor
+) -> None:
+    exact = quantizer.encode(frames)
+    rounded = quantizer.encode(frames, product_dtype=torch.bfloat16)
+    assert not torch.equal(exact, rounded)
+    errors = [relative_error(quantizer, frames, codes) for codes in (exact, rounded)]
+    assert errors[0] * 0.999 <= errors[1] <= errors[0] * 1.02
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    sizes=st.tuples(st.integers(1, 10), st.integers(2, 40), st.integers(1, 12)),
+    shape=st.lists(st.integers(0, 5), min_size=0, max_size=3),
+    seed=st.integers(0, 2**31),
+)
+def test_frames_of_any_shape_become_tokens_and_frames_again(
+    sizes: tuple[int, int, int], shape: list[int], seed: int
+) -> None:
+    quantizer = Quantizer(random_centers(*sizes, seed % 1000))
+    x = torch.randn(*shape, sizes[2], generator=torch.Generator().manual_seed(seed))
+    codes = quantizer.encode(x)
+    assert codes.shape == (*shape, sizes[0])
+    assert codes.dtype == torch.uint8
+    decoded = quantizer.decode(codes)
+    assert decoded.shape == x.shape
+    flat = quantizer.encode(x.reshape(-1, sizes[2]))
+    assert torch.equal(flat.view(codes.shape), codes)
+    # No code of any single codebook would have been better.
+    errors = (x - decoded).square().sum(dim=-1)
+    for codebook in range(sizes[0]):
+        other = codes.clone()
+        other[..., codebook] = (other[..., codebook] + 1) % sizes[1]
+        assert ((x - quantizer.decode(other)).square().sum(dim=-1) >= errors - 1e-3).all()
+
+
+MEMORY_SCRIPT = """
+import resource, torch
+from spear.mvq import Quantizer
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+torch.manual_seed(0)
+quantizer = Quantizer(torch.randn(16, 256, 1536) / 4, classifier_weight=torch.randn(4096, 1536),
+                      classifier_bias=torch.zeros(4096))
+frames = torch.randn(6000, 1536)
+Quantizer(torch.randn(2, 3, 4)).encode(torch.randn(5, 4))  # what the compiler takes, once
+before = peak()
+quantizer.encode(frames, num_passes=1)
+print(round(peak() - before))
+"""
+
+
+def test_memory_of_sixteen_codebooks_stays_below_a_gibibyte() -> None:
+    """Beyond weights and input: the table of products, and what encoding takes."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY_SCRIPT], check=True, capture_output=True, text=True
+    )
+    assert 64 <= int(done.stdout) < 1024
 
 
 def test_half_precision_frames_are_taken(quantizer: Quantizer, frames: Tensor) -> None:
