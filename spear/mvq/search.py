@@ -153,7 +153,7 @@ def _pass_in_blocks(table: ProductTable, unary: Tensor, codes: Tensor, beam_widt
 def _compiled_search() -> Any:
     """Returns the module of the compiled search, or None without numba."""
     if find_spec("numba") is None:
-        _logger.info("numba is not installed: tokens take ten times as long on the CPU")
+        _logger.info("numba is not installed: tokens take seven to eight times as long on the CPU")
         return None
     from spear.mvq import compiled_search
 
