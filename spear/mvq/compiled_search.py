@@ -5,24 +5,21 @@ of a core; nothing is allocated in a loop. `spear.mvq.search.search_by_torch` sa
 tensor operations, and both give the same codes wherever the arithmetic is exact.
 """
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
 from spear.mvq.products import ProductTable
 from spear.mvq.search import MAX_SWEEPS
+from spear.numba_functions import compiled
 
 _MIN_FRAMES_PER_THREAD = 16
 _GROUP = 32
 _PLACES = 1 << 31
 _LAST_KEY = (1 << 62) + ((1 << 62) - 1)
-
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def search(
@@ -81,20 +78,7 @@ class _Scratch(NamedTuple):
     merged: Any  # ... and after a level of merging
 
 
-def _compile(**options: Any) -> Callable[[Function], Function]:
-    """Compiles on the first call; the result is kept on disk where there is a place for it."""
-
-    def decorate(function: Function) -> Function:
-        try:
-            compiled: Function = numba.njit(function, nogil=True, cache=True, **options)
-        except RuntimeError:  # no folder can be written to
-            compiled = numba.njit(function, nogil=True, **options)
-        return compiled
-
-    return decorate
-
-
-@_compile()
+@compiled()
 def _search_frames(
     unary: Any,
     cross: Any,
@@ -128,7 +112,7 @@ def _search_frames(
             codes[frame, n] = rows[n] - n * size
 
 
-@_compile()
+@compiled()
 def _make_scratch(num_codebooks: int, size: int, width: int, capacity: int) -> _Scratch:
     num_values = (max(size, capacity * capacity) // _GROUP + 1) * _GROUP
     return _Scratch(
@@ -147,7 +131,7 @@ def _make_scratch(num_codebooks: int, size: int, width: int, capacity: int) -> _
     )
 
 
-@_compile()
+@compiled()
 def _make_candidates(num_codebooks: int, capacity: int) -> _Candidates:
     return _Candidates(
         np.empty(num_codebooks, np.int64),
@@ -158,7 +142,7 @@ def _make_candidates(num_codebooks: int, capacity: int) -> _Candidates:
     )
 
 
-@_compile()
+@compiled()
 def num_kept(beam_width: int, length: int) -> int:
     """The same as `spear.mvq.merge_pass.num_kept`."""
     doublings = 0
@@ -168,19 +152,19 @@ def num_kept(beam_width: int, length: int) -> int:
     return beam_width << doublings
 
 
-@_compile()
+@compiled()
 def _add_row(scores: Any, row: Any) -> None:
     for place in range(len(scores)):
         scores[place] += row[place]
 
 
-@_compile()
+@compiled()
 def _change_row(scores: Any, new: Any, old: Any) -> None:
     for place in range(len(scores)):
         scores[place] += new[place] - old[place]
 
 
-@_compile()
+@compiled()
 def _key(bits: Any, place: int) -> Any:
     """Returns an integer in which the order of values, then of places, is that of integers.
 
@@ -194,7 +178,7 @@ def _key(bits: Any, place: int) -> Any:
     return np.int64(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))) * _PLACES + place
 
 
-@_compile()
+@compiled()
 def _lowest(scores: Any) -> int:
     """Returns the first place of the lowest score."""
     bits = scores.view(np.int32)
@@ -204,7 +188,7 @@ def _lowest(scores: Any) -> int:
     return int(least & (_PLACES - 1))
 
 
-@_compile()
+@compiled()
 def _sweep(scores: Any, cross: Any, rows: Any, size: int) -> None:
     """Coordinate descent; `scores` and `rows` of the frame follow."""
     for _ in range(MAX_SWEEPS):
@@ -219,7 +203,7 @@ def _sweep(scores: Any, cross: Any, rows: Any, size: int) -> None:
             break
 
 
-@_compile()
+@compiled()
 def _merge_pass(scores: Any, cross: Any, rows: Any, beam_width: int, scratch: _Scratch) -> bool:
     """Changes all codebooks together; returns whether anything moved."""
     num_codebooks, width = scratch.shortlist.shape
@@ -256,7 +240,7 @@ def _merge_pass(scores: Any, cross: Any, rows: Any, beam_width: int, scratch: _S
     return is_moved
 
 
-@_compile()
+@compiled()
 def _select(size: int, count: int, scratch: _Scratch) -> None:
     """Finds the places of the `count` lowest of the first `size` values; of equals the first.
 
@@ -279,7 +263,7 @@ def _select(size: int, count: int, scratch: _Scratch) -> None:
         minima[g] = _least(keys[g * _GROUP : (g + 1) * _GROUP])
 
 
-@_compile()
+@compiled()
 def _least(keys: Any) -> Any:
     least = np.int64(_LAST_KEY)
     for place in range(len(keys)):
@@ -287,7 +271,7 @@ def _least(keys: Any) -> Any:
     return least
 
 
-@_compile()
+@compiled()
 def _shortlist(scores: Any, rows: Any, scratch: _Scratch) -> None:
     """The current code of every codebook, then its best others."""
     size, limit = len(scores) // len(rows), scratch.shortlist.shape[1] - 1
@@ -304,7 +288,7 @@ def _shortlist(scores: Any, rows: Any, scratch: _Scratch) -> None:
             scratch.deltas[n, w + 1] = scratch.values[scratch.places[w]]
 
 
-@_compile()
+@compiled()
 def _fill_pairs(cross: Any, groups: _Candidates, a: int, scratch: _Scratch) -> None:
     """What two codes cost together beyond each of them with the other's current partner.
 
@@ -329,7 +313,7 @@ def _fill_pairs(cross: Any, groups: _Candidates, a: int, scratch: _Scratch) -> N
                     pairs[n, m, w, v] = row[shortlist[m, v]] - alone[j] - base
 
 
-@_compile()
+@compiled()
 def _note_use(groups: _Candidates, g: int, scratch: _Scratch) -> None:
     """Finds which shortlisted codes the candidates of a group hold."""
     in_use = scratch.in_use
@@ -345,7 +329,7 @@ def _note_use(groups: _Candidates, g: int, scratch: _Scratch) -> None:
         scratch.num_in_use[n] = count
 
 
-@_compile()
+@compiled()
 def _merge(
     before: _Candidates,
     a: int,
@@ -397,7 +381,7 @@ def _merge(
             after.slots[target, n, candidate + 1] = before.slots[b, n, y]
 
 
-@_compile()
+@compiled()
 def _carry(before: _Candidates, source: int, after: _Candidates, target: int) -> None:
     """Copies a group that has no neighbour to merge with."""
     first, length, count = before.first[source], before.length[source], before.count[source]

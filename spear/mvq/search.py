@@ -17,7 +17,6 @@ one worse. On a CPU with numba the same algorithm runs compiled (`spear.mvq.comp
 """
 
 from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from spear.mvq.merge_pass import block_frames, merge_pass
 from spear.mvq.products import ProductTable
+from spear.numba_functions import is_installed
 from spear.progress import get_logger
 
 MAX_SWEEPS = 16
@@ -152,7 +152,7 @@ def _pass_in_blocks(table: ProductTable, unary: Tensor, codes: Tensor, beam_widt
 @cache
 def _compiled_search() -> Any:
     """Returns the module of the compiled search, or None without numba."""
-    if find_spec("numba") is None:
+    if not is_installed():
         _logger.info("numba is not installed: tokens take seven to eight times as long on the CPU")
         return None
     from spear.mvq import compiled_search

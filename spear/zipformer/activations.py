@@ -3,7 +3,8 @@
 swoosh_l(x) = log(1 + exp(x - 4)) - 0.08 x - 0.035
 swoosh_r(x) = log(1 + exp(x - 1)) - 0.08 x - 0.313261687
 (arXiv 2310.11230, section 3.4). Their slope for very negative inputs is -0.08, not 0, so a channel
-never dies. For the backward pass only the input is kept; the output is computed again.
+never dies. For the backward pass only the input is kept; the output is computed again. In float32
+on a CPU loops compiled by numba stand in for the tensor operations, where numba is installed.
 """
 
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from spear.numba_functions import is_installed
 from spear.zipformer.initialization import scaled_linear
 from spear.zipformer.schedule import FloatLike
 
@@ -30,12 +32,27 @@ SWOOSH_L = SwooshShape(4.0, 0.035)
 SWOOSH_R = SwooshShape(1.0, 0.313261687)
 
 
-def swoosh(x: Tensor, shape: SwooshShape) -> Tensor:
-    """Returns the activation of x, computed in float32 and returned in the type of x."""
+def _swoosh(x: Tensor, shape: SwooshShape) -> Tensor:
+    """Returns the activation of x, computed in float32 and returned in the type of x.
+
+    Not to be differentiated by autograd: see `swoosh`.
+    """
+    loops = _loops_for(x)
+    if loops is not None:
+        y: Tensor = loops.swoosh(x, *shape)
+        return y
     wide = x.float()
-    # In place: on large tensors a fresh one costs more than the arithmetic.
-    y = F.softplus(wide - shape.offset).sub_(wide, alpha=_SLOPE).sub_(shape.constant)
-    return y.to(x.dtype)
+    return (F.softplus(wide - shape.offset) - _SLOPE * wide - shape.constant).to(x.dtype)
+
+
+def swoosh_backward(x: Tensor, grad: Tensor, shape: SwooshShape) -> Tensor:
+    """Returns the activation of x, and multiplies `grad`, shaped like x, in place by its slope."""
+    loops = _loops_for(x)
+    if loops is not None and grad.dtype == x.dtype and grad.stride() == x.stride():
+        y: Tensor = loops.swoosh_backward(x, grad, *shape)
+        return y
+    grad.mul_(swoosh_derivative(x, shape))
+    return _swoosh(x, shape)
 
 
 def swoosh_derivative(x: Tensor, shape: SwooshShape) -> Tensor:
@@ -43,17 +60,40 @@ def swoosh_derivative(x: Tensor, shape: SwooshShape) -> Tensor:
     return (x.float() - shape.offset).sigmoid_().sub_(_SLOPE).to(x.dtype)
 
 
+def _loops_for(x: Tensor) -> Any:
+    """Returns the module of the compiled loops where it can work on x, or None."""
+    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_compiling():
+        return None
+    if not is_installed() or not (x.is_contiguous() or _is_channels_last(x)):
+        return None
+    from spear.zipformer import swoosh_loops
+
+    return swoosh_loops
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+
+
 class _Swoosh(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, shape: SwooshShape) -> Tensor:
         ctx.save_for_backward(x)
         ctx.shape = shape
-        return swoosh(x, shape)
+        return _swoosh(x, shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         return swoosh_derivative(x, ctx.shape).mul_(grad), None
+
+
+def swoosh(x: Tensor, shape: SwooshShape) -> Tensor:
+    """Returns the activation of x, of any shape and float type, in its type."""
+    if torch.compiler.is_compiling():
+        return _swoosh(x, shape)
+    y: Tensor = _Swoosh.apply(x, shape)
+    return y
 
 
 class Swoosh(nn.Module):
@@ -65,7 +105,7 @@ class Swoosh(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Applies the activation to a tensor of any shape."""
-        return _Swoosh.apply(x, self.shape) if self.training else swoosh(x, self.shape)
+        return swoosh(x, self.shape)
 
 
 class _SwooshDropoutLinear(Function):
@@ -83,17 +123,16 @@ class _SwooshDropoutLinear(Function):
         ctx.save_for_backward(x, weight, mask)
         ctx.shape = shape
         ctx.bias_dtype = bias.dtype
-        y = swoosh(x, shape)
+        y = _swoosh(x, shape)
         return F.linear(y if mask is None else y.mul_(mask), weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mask = ctx.saved_tensors
-        y = swoosh(x, ctx.shape)
         # Autocast is off in a backward pass: its type is that of the gradient.
         flat = grad.reshape(-1, weight.shape[0])
-        grad_x = grad @ weight.to(grad.dtype)
-        grad_x.mul_(swoosh_derivative(x, ctx.shape))
+        grad_x = (flat @ weight.to(grad.dtype)).view(x.shape)
+        y = swoosh_backward(x, grad_x, ctx.shape)
         if mask is not None:
             y.mul_(mask)
             grad_x.mul_(mask)
@@ -108,11 +147,7 @@ class _SwooshDropoutLinear(Function):
 
 
 def swoosh_linear(
-    x: Tensor,
-    linear: tuple[Tensor, Tensor],
-    shape: SwooshShape,
-    training: bool,
-    mask: Tensor | None = None,
+    x: Tensor, linear: tuple[Tensor, Tensor], shape: SwooshShape, mask: Tensor | None = None
 ) -> Tensor:
     """Returns weight @ (mask * swoosh(x)) + bias.
 
@@ -120,12 +155,13 @@ def swoosh_linear(
         x: (..., in_channels).
         linear: The weight (out_channels, in_channels) and the bias (out_channels,).
         shape: Which Swoosh.
-        training: Whether to save memory for a backward pass; otherwise plain operations.
-        mask: Dropout mask that broadcasts to x; only in training.
+        mask: Dropout mask that broadcasts to x.
     """
-    if training:
-        return _SwooshDropoutLinear.apply(x, *linear, mask, shape)
-    return F.linear(swoosh(x, shape), *linear)
+    if torch.compiler.is_compiling():
+        y = swoosh(x, shape)
+        return F.linear(y if mask is None else y * mask, *linear)
+    result: Tensor = _SwooshDropoutLinear.apply(x, *linear, mask, shape)
+    return result
 
 
 class SwooshDropoutLinear(nn.Module):
@@ -156,7 +192,7 @@ class SwooshDropoutLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, T, in_channels) to (B, T, out_channels)."""
         mask = shared_dropout_mask(x, float(self.dropout)) if self.training else None
-        return swoosh_linear(x, (self.weight, self.bias), self.shape, self.training, mask)
+        return swoosh_linear(x, (self.weight, self.bias), self.shape, mask)
 
 
 def shared_dropout_mask(x: Tensor, probability: float) -> Tensor | None:

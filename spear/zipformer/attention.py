@@ -1,46 +1,16 @@
 """Attention: weights computed once per layer, and the three modules that use them."""
 
-from typing import Any
-
-import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 
-from spear.zipformer.frames import MASKED_SCORE, Frames
-from spear.zipformer.gradients import penalize_large
+from spear.zipformer.attention_scores import Projections, attention_weights, split_heads
+from spear.zipformer.frames import Frames
 from spear.zipformer.initialization import scaled_linear
-from spear.zipformer.positions import relative_to_absolute
+from spear.zipformer.recompute import recomputed
 from spear.zipformer.regularizers import Balancer, Whiten, whitening_schedule
 from spear.zipformer.schedule import ScheduledFloat, chance
 
-_MAX_SCORE = 25.0
 _SCORE_PENALTY = 1e-4
 _SCORE_PENALTY_PROB = 0.1
-
-
-class _HalfSoftmax(Function):
-    """Softmax computed in float32 of which only the half-precision result is kept."""
-
-    @staticmethod
-    def forward(ctx: Any, scores: Tensor) -> Tensor:
-        weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
-        ctx.save_for_backward(weights)
-        return weights
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (weights,) = ctx.saved_tensors
-        weights = weights.float()
-        grad_scores = grad.float() * weights
-        grad_scores = grad_scores - weights * grad_scores.sum(dim=-1, keepdim=True)
-        return grad_scores.to(grad.dtype)
-
-
-def attention_softmax(scores: Tensor) -> Tensor:
-    """Returns the softmax over the last dimension in the type of `scores`."""
-    if scores.dtype == torch.float32:
-        return scores.softmax(dim=-1)
-    return _HalfSoftmax.apply(scores)
 
 
 class AttentionWeights(nn.Module):
@@ -96,24 +66,17 @@ class AttentionWeights(nn.Module):
         if self.training and chance(float(self.pos_emb_skip_rate)):
             # DDP wants a gradient, if zero, of every parameter in every step.
             query = query + 0.0 * self.linear_pos.weight.sum()
-            scores = self._split(query) @ self._split(key).transpose(2, 3)
+            projections = Projections(query, key, None, None)
         else:
-            scores = self._split(query) @ self._split(key).transpose(2, 3)
-            scores = scores + self._position_scores(pos_query, positions)
+            encoded = self.linear_pos(positions).unflatten(1, (self.num_heads, -1))
+            projections = Projections(query, key, pos_query, encoded.permute(1, 2, 0))
+        penalty = 0.0
         if self.training and chance(_SCORE_PENALTY_PROB):
             # A failsafe: once the weights of a head are all but one-hot, the softmax passes no
             # gradient back that could undo it. icefall's slope is for a loss summed over frames,
             # ours is a mean.
-            scores = penalize_large(scores, _MAX_SCORE, _SCORE_PENALTY / x[..., 0].numel())
-        return attention_softmax(scores.masked_fill(frames.hidden, MASKED_SCORE))
-
-    def _position_scores(self, pos_query: Tensor, positions: Tensor) -> Tensor:
-        encoded = self.linear_pos(positions).unflatten(1, (self.num_heads, -1)).permute(1, 2, 0)
-        return relative_to_absolute(self._split(pos_query) @ encoded)
-
-    def _split(self, x: Tensor) -> Tensor:
-        """Turns (B, T, H d) into (B, H, T, d)."""
-        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+            penalty = _SCORE_PENALTY / x[..., 0].numel()
+        return attention_weights(projections, frames.hidden, self.num_heads, penalty)
 
 
 class SelfAttention(nn.Module):
@@ -134,7 +97,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
         """Maps (B, T, dim), with weights (B, H, T, T), to (B, T, dim)."""
-        values = self.in_proj(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        values = split_heads(self.in_proj(x), self.num_heads)
         mixed = (weights @ values).transpose(1, 2).flatten(2)
         return self.whiten(self.out_proj(mixed))
 
@@ -166,5 +129,9 @@ class NonlinAttention(nn.Module):
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
         """Maps (B, T, dim), with the weights (B, T, T) of one head, to (B, T, dim)."""
         gate, x, y = self.in_proj(x).chunk(3, dim=-1)
-        x = self.whiten1(x) * self.balancer(gate).tanh()
-        return self.whiten2(self.out_proj((weights @ x) * y))
+
+        def mix(x: Tensor, gate: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+            mixed: Tensor = self.out_proj((weights @ (x * gate.tanh())) * y)
+            return mixed
+
+        return self.whiten2(recomputed(mix, self.whiten1(x), self.balancer(gate), y, weights))

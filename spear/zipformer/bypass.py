@@ -27,9 +27,10 @@ class Bypass(nn.Module):
 
     def forward(self, before: Tensor, after: Tensor) -> Tensor:
         """Mixes the input and the output (B, T, C) of a module."""
-        return before + (after - before) * self._scale(before)
+        return mix(before, after, self.draw_scale(before))
 
-    def _scale(self, x: Tensor) -> Tensor:
+    def draw_scale(self, x: Tensor) -> Tensor:
+        """Returns the scale for this pass, (C,) or (B, 1, C), for x (B, T, C)."""
         if not self.training:
             return self.bypass_scale
         scale = limit_value(self.bypass_scale, self.min_scale, 1.0)
@@ -39,8 +40,21 @@ class Bypass(nn.Module):
         return scale * (torch.rand(x.shape[0], 1, 1, device=x.device) > skip_rate)
 
 
-def drop_utterances(x: Tensor, rate: float, training: bool) -> Tensor:
-    """Sets x (B, T, C) to zero for a random share `rate` of utterances; no rescaling."""
+def mix(before: Tensor, after: Tensor, scale: Tensor) -> Tensor:
+    """Returns before + scale * (after - before)."""
+    return torch.addcmul(before, after - before, scale)
+
+
+def add_branch(x: Tensor, branch: Tensor, kept: Tensor | None) -> Tensor:
+    """Returns x + branch, (B, T, C), without the branch where `kept` (B, 1, 1) is 0."""
+    return x + branch if kept is None else torch.addcmul(x, branch, kept)
+
+
+def draw_kept(x: Tensor, rate: float, training: bool) -> Tensor | None:
+    """Draws which utterances keep a branch: (B, 1, 1) of 1 or, with probability `rate`, 0.
+
+    Returns None where all do. There is no rescaling.
+    """
     if not training or rate == 0.0:
-        return x
-    return x * (torch.rand(x.shape[0], 1, 1, device=x.device) > rate)
+        return None
+    return (torch.rand(x.shape[0], 1, 1, device=x.device) > rate).to(x.dtype)

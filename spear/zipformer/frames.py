@@ -39,6 +39,13 @@ class Frames:
         return (positions >= self.lens.unsqueeze(1)).unsqueeze(2)
 
     @cached_property
+    def may_have_padding(self) -> bool:
+        """False only where it is known without waiting for a device that there is none."""
+        if self.lens.device.type != "cpu" or torch.compiler.is_compiling():
+            return True
+        return bool((self.lens < self.num_frames).any())
+
+    @cached_property
     def hidden(self) -> Tensor:
         """(B, 1, 1 or T, T) bool, True where a frame (dim 2) must not attend to another (dim 3)."""
         hidden = self.padding.transpose(1, 2).unsqueeze(1)
@@ -53,14 +60,17 @@ class Frames:
 
     def zero_padding(self, x: Tensor) -> Tensor:
         """Sets the padding of x (B, T, C) to zero, even where it holds NaN."""
-        return x.masked_fill(self.padding, 0.0)
+        return x.masked_fill(self.padding, 0.0) if self.may_have_padding else x
 
     def repeat_last(self, x: Tensor, num_frames: int) -> Tensor:
         """Makes x (B, T, C) `num_frames` long, padded with each utterance's last valid frame."""
-        last = (self.lens - 1).clamp_min(0).view(-1, 1, 1).expand(-1, 1, x.shape[2])
         longer = Frames(self.lens, num_frames)
-        x_longer = F.pad(x, (0, 0, 0, num_frames - x.shape[1]))
-        return torch.where(longer.padding, x.gather(1, last), x_longer)
+        if not longer.may_have_padding:
+            return x
+        # Indexing, whose backward pass unlike that of `gather` does not keep x.
+        rows = torch.arange(x.shape[0], device=x.device)
+        last = x[rows, (self.lens - 1).clamp_min(0)].unsqueeze(1)
+        return torch.where(longer.padding, last, F.pad(x, (0, 0, 0, num_frames - x.shape[1])))
 
     def downsampled(self, factor: int) -> "Frames":
         """Returns the frames at a rate lower by `factor`; a started group counts as a frame."""

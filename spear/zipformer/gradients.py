@@ -62,28 +62,3 @@ def limit_value(x: Tensor, low: FloatLike, high: FloatLike, prob: float = 0.6) -
         prob: How often this happens, icefall's number: often enough to turn the drift around.
     """
     return _LimitValue.apply(x, float(low), float(high)) if chance(prob) else x
-
-
-class _PenalizeLarge(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, limit: float, penalty: float) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.constants = (limit, penalty)
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (x,) = ctx.saved_tensors
-        limit, penalty = ctx.constants
-        return grad + penalty * x.sign() * (x.abs() > limit), None, None
-
-
-def penalize_large(x: Tensor, limit: float, penalty: float) -> Tensor:
-    """Adds `penalty * sum(relu(|x| - limit))` to the loss by way of the gradient alone.
-
-    Args:
-        x: Any shape.
-        limit: Magnitude from which on there is a penalty.
-        penalty: Its slope, in units of the loss.
-    """
-    return _PenalizeLarge.apply(x, limit, penalty)

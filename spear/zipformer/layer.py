@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from spear.zipformer.attention import AttentionWeights, NonlinAttention, SelfAttention
-from spear.zipformer.bypass import Bypass, drop_utterances
+from spear.zipformer.bypass import Bypass, add_branch, draw_kept, mix
 from spear.zipformer.convolution import ConvolutionModule
 from spear.zipformer.feedforward import FeedForward
 from spear.zipformer.frames import Frames
 from spear.zipformer.norm import BiasNorm
+from spear.zipformer.recompute import recomputed
 from spear.zipformer.regularizers import Balancer, Whiten, whitening_schedule
 from spear.zipformer.schedule import FloatLike, ScheduledFloat
 
@@ -100,25 +101,28 @@ class ZipformerLayer(nn.Module):
         """
         before = x
         weights = self.self_attn_weights(x, positions, frames)
-        kept = self._attention_mask(x)
+        kept = self._draw(x, self.attention_skip_rate)
         x = x + self.feed_forward1(x)
-        x = x + kept * self.balancer_na(self.nonlin_attention(x, weights[:, 0]))
-        x = x + kept * self.self_attn1(x, weights)
-        x = x + self._drop(self.conv_module1(x, frames), self.conv_skip_rate)
-        x = x + self._drop(self.balancer_ff2(self.feed_forward2(x)), self.ff2_skip_rate)
+        x = add_branch(x, self.balancer_na(self.nonlin_attention(x, weights[:, 0])), kept)
+        x = add_branch(x, self.self_attn1(x, weights), kept)
+        x = add_branch(x, self.conv_module1(x, frames), self._draw(x, self.conv_skip_rate))
+        branch = self.balancer_ff2(self.feed_forward2(x))
+        x = add_branch(x, branch, self._draw(x, self.ff2_skip_rate))
         x = self.bypass_mid(before, x)
-        x = x + kept * self.self_attn2(x, weights)
-        x = x + self._drop(self.conv_module2(x, frames), self.conv_skip_rate)
-        x = x + self._drop(self.balancer_ff3(self.feed_forward3(x)), self.ff3_skip_rate)
-        x = self.bypass(before, self.norm(self.balancer1(x)))
-        return self.whiten(self.balancer2(x))
+        x = add_branch(x, self.self_attn2(x, weights), kept)
+        x = add_branch(x, self.conv_module2(x, frames), self._draw(x, self.conv_skip_rate))
+        branch = self.balancer_ff3(self.feed_forward3(x))
+        x = add_branch(x, branch, self._draw(x, self.ff3_skip_rate))
+        return self.whiten(self.balancer2(self._finish(before, self.balancer1(x))))
 
-    def _attention_mask(self, x: Tensor) -> Tensor | float:
-        """Draws for which utterances (B, 1, 1) the three attention modules count."""
-        rate = float(self.attention_skip_rate)
-        if not self.training or rate == 0.0:
-            return 1.0
-        return (torch.rand(x.shape[0], 1, 1, device=x.device) > rate).to(x.dtype)
+    def _finish(self, before: Tensor, x: Tensor) -> Tensor:
+        """Applies the norm and the bypass."""
 
-    def _drop(self, x: Tensor, rate: FloatLike) -> Tensor:
-        return drop_utterances(x, float(rate), self.training)
+        def finish(before: Tensor, x: Tensor, log_scale: Tensor, scale: Tensor) -> Tensor:
+            return mix(before, self.norm(x, log_scale), scale)
+
+        scales = self.norm.draw_log_scale(), self.bypass.draw_scale(before)
+        return recomputed(finish, before, x, *scales)
+
+    def _draw(self, x: Tensor, rate: FloatLike) -> Tensor | None:
+        return draw_kept(x, float(rate), self.training)

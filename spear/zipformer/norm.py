@@ -57,10 +57,20 @@ class BiasNorm(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(1.0))
         self.bias = nn.Parameter(torch.empty(num_channels).normal_(mean=0.0, std=1e-4))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalises x (..., C) of any float type to float32 of the same shape."""
-        log_scale = self.log_scale
+    def draw_log_scale(self) -> Tensor:
+        """Returns the log of the scale for this pass, which may limit its gradient."""
+        return limit_value(self.log_scale, *_LOG_SCALE_LIMITS) if self.training else self.log_scale
+
+    def forward(self, x: Tensor, log_scale: Tensor | None = None) -> Tensor:
+        """Normalises x (..., C) of any float type to float32 of the same shape.
+
+        Args:
+            x: The input.
+            log_scale: From `draw_log_scale`, where this pass has drawn one already.
+        """
+        log_scale = self.draw_log_scale() if log_scale is None else log_scale
         with torch.autocast(x.device.type, enabled=False):
-            if not self.training:
+            if torch.compiler.is_compiling():
                 return x.float() * _scales(x.float(), self.bias, log_scale)
-            return _BiasNorm.apply(x.float(), self.bias, limit_value(log_scale, *_LOG_SCALE_LIMITS))
+            normed: Tensor = _BiasNorm.apply(x.float(), self.bias, log_scale)
+            return normed

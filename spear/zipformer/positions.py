@@ -11,7 +11,7 @@ _INITIAL_FRAMES = 1024
 
 
 def encode_offsets(num_frames: int, dim: int, device: torch.device) -> Tensor:
-    """Encodes the offsets -(T - 1) ... T - 1 between frames.
+    """Encodes the offsets 1 - T ... T - 1 between frames.
 
     Offsets are compressed logarithmically, then by arctan, onto a finite interval on which sines
     and cosines of increasing frequency are taken: neighbours are told apart near zero, and far
@@ -47,36 +47,45 @@ class RelativePositions(nn.Module):
         self.dim = dim
         self._table: Tensor | None = None  # a constant: no buffer, so in no state dict
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns the encoding (2 T - 1, dim) of the offsets between the frames of x (B, T, ...).
+    def forward(self, x: Tensor, num_remembered: int = 0) -> Tensor:
+        """Returns the encodings of the offsets of sources from targets, in the type of x.
 
-        It has the type of x; the table is float32, since offsets do not fit into a half.
+        Args:
+            x: (B, T, ...), the target frames; they are sources too.
+            num_remembered: Sources before them.
+
+        Returns:
+            (T + S - 1, dim) with S = T + num_remembered, for the offsets 1 - S ... T - 1.
         """
-        num_frames, device = x.shape[1], x.device
+        num_targets, device = x.shape[1], x.device
+        num_sources = num_targets + num_remembered
         table = self._table
-        if table is None or table.device != device or table.shape[0] < 2 * num_frames - 1:
-            table = encode_offsets(max(num_frames, _INITIAL_FRAMES), self.dim, device)
+        if table is None or table.device != device or table.shape[0] < 2 * num_sources - 1:
+            # In float32, since offsets do not fit into a half.
+            table = encode_offsets(max(num_sources, _INITIAL_FRAMES), self.dim, device)
             self._table = table
         centre = table.shape[0] // 2
-        encoding = table[centre - num_frames + 1 : centre + num_frames]
+        encoding = table[centre - num_sources + 1 : centre + num_targets]
         return F.dropout(encoding.to(x.dtype), p=_DROPOUT, training=self.training)
 
 
-def relative_to_absolute(scores: Tensor) -> Tensor:
-    """Turns scores by offset into scores by frame: out[..., i, j] = scores[..., i, T - 1 + j - i].
+def relative_to_absolute(scores: Tensor, num_sources: int) -> Tensor:
+    """Turns scores by offset into scores by source: out[..., i, j] = scores[..., i, T - 1 + j - i].
 
     Read row after row, the wanted entries of one row follow those of the row before at a distance
-    of 2 T - 2. So a shift and a view give them without a copy, and cheaply differentiable.
+    of one less than a row. So a shift and a view give them without a copy; what is written to the
+    view is written to `scores`.
 
     Args:
-        scores: (..., T, 2 T - 1), contiguous in the last two dimensions.
+        scores: (..., T, T + S - 1), contiguous in the last two dimensions.
+        num_sources: S.
 
     Returns:
-        (..., T, T).
+        (..., T, S).
     """
-    num_frames = scores.shape[-2]
-    if num_frames == 1:
+    num_targets = scores.shape[-2]
+    if num_targets == 1:
         return scores
-    stride = 2 * num_frames - 2
-    rows = scores.flatten(-2)[..., num_frames - 1 : num_frames - 1 + num_frames * stride]
-    return rows.unflatten(-1, (num_frames, stride))[..., :num_frames]
+    stride = scores.shape[-1] - 1
+    rows = scores.flatten(-2)[..., num_targets - 1 : num_targets - 1 + num_targets * stride]
+    return rows.unflatten(-1, (num_targets, stride))[..., :num_sources]

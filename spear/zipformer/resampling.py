@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spear.zipformer.frames import Frames
+from spear.zipformer.recompute import recomputed
 
 
 class Downsample(nn.Module):
@@ -26,9 +27,13 @@ class Downsample(nn.Module):
     def forward(self, x: Tensor, frames: Frames) -> Tensor:
         """Maps (B, T, C), whose valid frames `frames` knows, to (B, ceil(T / factor), C)."""
         num_groups = -(-x.shape[1] // self.factor)
-        x = frames.repeat_last(x, num_groups * self.factor)
-        groups = x.unflatten(1, (num_groups, self.factor))
-        return (groups * self.bias.softmax(dim=0).unsqueeze(1)).sum(dim=2)
+
+        def average(x: Tensor, weights: Tensor) -> Tensor:
+            filled = frames.repeat_last(x, num_groups * self.factor)
+            groups = filled.unflatten(1, (num_groups, self.factor))
+            return (groups * weights.unsqueeze(1)).sum(dim=2)
+
+        return recomputed(average, x, self.bias.softmax(dim=0))
 
 
 def upsample(x: Tensor, factor: int, num_frames: int) -> Tensor:

@@ -4,10 +4,11 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from spear.zipformer.bypass import Bypass
+from spear.zipformer.bypass import Bypass, mix
 from spear.zipformer.frames import Frames
 from spear.zipformer.layer import LayerShape, ZipformerLayer
 from spear.zipformer.positions import RelativePositions
+from spear.zipformer.recompute import recomputed
 from spear.zipformer.resampling import Downsample, upsample
 from spear.zipformer.schedule import FloatLike, ScheduledFloat
 
@@ -103,7 +104,11 @@ class DownsampledStack(nn.Module):
         """Runs the layers at the lower rate; arguments as for `ZipformerStack.forward`."""
         low = self.downsample(x, rates[1])
         inner = self.encoder.run(low, feature_mask, rates[self.factor])
-        output = self.out_combiner(x, upsample(inner.output, self.factor, x.shape[1]))
+
+        def combine(x: Tensor, low: Tensor, scale: Tensor) -> Tensor:
+            return mix(x, upsample(low, self.factor, x.shape[1]), scale)
+
+        output = recomputed(combine, x, inner.output, self.out_combiner.draw_scale(x))
         return StackOutput(output, inner.layers)
 
 

@@ -14,10 +14,12 @@ from spear.zipformer.activations import (
     swoosh_linear,
 )
 from spear.zipformer.config import ZipformerConfig
+from spear.zipformer.depthwise import depthwise_conv
 from spear.zipformer.frames import Frames
 from spear.zipformer.gradients import ScaleGrad
 from spear.zipformer.initialization import scale_initial
 from spear.zipformer.norm import BiasNorm
+from spear.zipformer.recompute import recomputed
 from spear.zipformer.regularizers import Balancer, Whiten
 from spear.zipformer.schedule import FloatLike, ScheduledFloat
 
@@ -35,7 +37,9 @@ def num_subsampled(num_frames: Tensor | int, frontend_pad: bool) -> Tensor | int
 
 
 class ConvNeXt(nn.Module):
-    """A residual block: 7 x 7 depthwise convolution, then two pointwise ones (arXiv 2206.14747).
+    """SwooshR, then a residual block: a 7 x 7 depthwise and two pointwise convolutions.
+
+    See arXiv 2206.14747.
 
     Args:
         num_channels: Channels in and out.
@@ -44,6 +48,7 @@ class ConvNeXt(nn.Module):
     def __init__(self, num_channels: int) -> None:
         super().__init__()
         hidden = 3 * num_channels
+        self.activation = Swoosh(SWOOSH_R)
         self.depthwise_conv = nn.Conv2d(
             num_channels, num_channels, 7, padding=3, groups=num_channels
         )
@@ -57,17 +62,48 @@ class ConvNeXt(nn.Module):
         self.out_whiten = Whiten(5.0, grad_scale=0.01)
         self.skip_rate = ScheduledFloat((0.0, 0.2), (20000.0, 0.015))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, C, T, F), with zeros as padding, to (B, T, F, C)."""
-        y = self.depthwise_conv(x).permute(0, 2, 3, 1)
-        x = x.permute(0, 2, 3, 1)
-        # A pointwise convolution is a linear layer over the channels, which are last in memory.
-        y = self.hidden_balancer(F.linear(y, *_as_linear(self.pointwise_conv1)))
-        y = swoosh_linear(y, _as_linear(self.pointwise_conv2), SWOOSH_L, self.training)
+    def forward(self, x: Tensor, frames: Frames) -> Tensor:
+        """Activates and maps (B, T, F, C), whose valid frames `frames` knows, to (B, T, F, C)."""
+
+        def activate(x: Tensor) -> Tensor:
+            return frames.zero_padding(self.activation(x).flatten(2)).view(x.shape)
+
+        def convolve(x: Tensor) -> Tensor:
+            conv = self.depthwise_conv
+            assert conv.bias is not None
+            return depthwise_conv(activate(x), conv.weight, conv.bias)
+
+        # Activated twice, so that nothing of it is kept.
+        y = self._pointwise(recomputed(convolve, x))
+        x = activate(x)
         skip_rate = float(self.skip_rate)
         if self.training and skip_rate != 0.0:
             y = y * (torch.rand(x.shape[0], 1, 1, 1, device=x.device) > skip_rate)
         return self.out_whiten(self.out_balancer(x + y))
+
+    def _pointwise(self, x: Tensor) -> Tensor:
+        """Runs the two pointwise convolutions on x (B, T, F, C), a part at a time.
+
+        The hidden tensor, three times as large as x, would be the largest of the model: only a part
+        of it is ever there, and it is computed again in the backward pass.
+        """
+        if self.hidden_balancer.draw():  # wants the statistics of the whole
+            return self._shrink(self.hidden_balancer.act(self._widen(x)))
+        parts = x.flatten(0, 2).split(_part_rows(x.device, self.pointwise_conv1.out_channels))
+        mapped = [recomputed(lambda part: self._shrink(self._widen(part)), part) for part in parts]
+        return torch.cat(mapped).view(x.shape)
+
+    # A pointwise convolution is a linear layer over the channels, which are last in memory.
+    def _widen(self, x: Tensor) -> Tensor:
+        return F.linear(x, *_as_linear(self.pointwise_conv1))
+
+    def _shrink(self, hidden: Tensor) -> Tensor:
+        return swoosh_linear(hidden, _as_linear(self.pointwise_conv2), SWOOSH_L)
+
+
+def _part_rows(device: torch.device, num_channels: int) -> int:
+    """Rows of `num_channels` that are worked on at a time: 16 MB on a CPU, 0.5 GB elsewhere."""
+    return max(1, (1 << (22 if device.type == "cpu" else 27)) // num_channels)
 
 
 def _as_linear(conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
@@ -99,7 +135,6 @@ class Conv2dSubsampling(nn.Module):
             Swoosh(SWOOSH_R),
             nn.Conv2d(second, third, 3, stride=(1, 2)),
             Balancer(max_abs=4.0, channel_dim=1),
-            Swoosh(SWOOSH_R),
         )
         self.convnext = ConvNeXt(third)
         width = ((config.feature_dim - 1) // 2 - 1) // 2
@@ -124,16 +159,25 @@ class Conv2dSubsampling(nn.Module):
         x = fbank.masked_fill(padding, LOG_EPS)
         if self.frontend_pad:
             x = F.pad(x, (0, 0, PAD_LEFT, PAD_RIGHT), value=LOG_EPS)
-        # The order of one channel is ambiguous: channels come last from here on.
-        x = self.conv[0](x.unsqueeze(1)).contiguous(memory_format=torch.channels_last)
-        x = self.conv[1:](x)
+        x = self._convolve(x.unsqueeze(1))
         out_lens = num_subsampled(lens, self.frontend_pad)
         assert isinstance(out_lens, Tensor)
-        # The convolutions above stay within their input; the next one looks behind its end.
-        padding = Frames(out_lens, x.shape[2]).padding.unsqueeze(3)
-        x = x.permute(0, 2, 3, 1).masked_fill(padding, 0.0)  # it gives what is last in memory so
-        x = self.convnext(x.permute(0, 3, 1, 2))
-        x = self.out(x.transpose(2, 3).flatten(2))  # channel before mel bin, as icefall has it
-        x = self.out_norm(self.out_whiten(x))
+        x = self.convnext(x.permute(0, 2, 3, 1), Frames(out_lens, x.shape[2]))
+        x = self.out_norm(self.out_whiten(self._flatten(x)))
         mask = shared_dropout_mask(x, float(self.dropout)) if self.training else None
         return (x if mask is None else x * mask), out_lens
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        """Maps (B, 1, T, F) to (B, C, T', F'), before its activation."""
+        conv1, gradient, balancer1, swoosh1, conv2, balancer2, swoosh2, conv3, balancer3 = self.conv
+        # The order of one channel is ambiguous: channels come last from here on.
+        x = balancer1(gradient(conv1(x).contiguous(memory_format=torch.channels_last)))
+        # Activations are computed again rather than kept for the convolutions behind them.
+        x = balancer2(recomputed(lambda x: conv2(swoosh1(x)), x))
+        return balancer3(recomputed(lambda x: conv3(swoosh2(x)), x))
+
+    def _flatten(self, x: Tensor) -> Tensor:
+        """Maps (B, T, F, C) to (B, T, dim)."""
+        # icefall's weight has the channel before the mel bin. Turning it is cheaper than turning x.
+        weight = self.out.weight.unflatten(1, (x.shape[3], x.shape[2])).transpose(1, 2)
+        return F.linear(x.flatten(2), weight.flatten(1), self.out.bias)

@@ -15,13 +15,8 @@ from spear.zipformer.activations import (
     shared_dropout_mask,
     swoosh,
 )
-from spear.zipformer.attention import (
-    AttentionWeights,
-    NonlinAttention,
-    SelfAttention,
-    attention_softmax,
-)
-from spear.zipformer.bypass import Bypass, drop_utterances
+from spear.zipformer.attention import AttentionWeights, NonlinAttention, SelfAttention
+from spear.zipformer.bypass import Bypass, add_branch, draw_kept
 from spear.zipformer.causal_convolution import ChunkCausalDepthwiseConv1d
 from spear.zipformer.convolution import DepthwiseConv1d
 from spear.zipformer.frames import Frames
@@ -148,16 +143,18 @@ def test_channels_are_matched_and_joined_from_the_last_stack_that_has_them() -> 
     assert widest(outputs)[0, 0].tolist() == [3, 3, 3, 2, 1]
 
 
-@pytest.mark.parametrize("num_frames", [1, 2, 7])
-def test_relative_scores_become_absolute(num_frames: int) -> None:
-    scores = torch.randn(2, 3, num_frames, 2 * num_frames - 1, requires_grad=True)
-    absolute = relative_to_absolute(scores)
-    for i in range(num_frames):
-        for j in range(num_frames):
-            expected = scores[:, :, i, num_frames - 1 + j - i]
+@pytest.mark.parametrize(("num_targets", "num_sources"), [(1, 1), (2, 2), (7, 7), (3, 8), (1, 4)])
+def test_relative_scores_become_absolute(num_targets: int, num_sources: int) -> None:
+    num_offsets = num_targets + num_sources - 1
+    scores = torch.randn(2, 3, num_targets, num_offsets, requires_grad=True)
+    absolute = relative_to_absolute(scores, num_sources)
+    assert absolute.shape == (2, 3, num_targets, num_sources)
+    for i in range(num_targets):
+        for j in range(num_sources):
+            expected = scores[:, :, i, num_targets - 1 + j - i]
             assert torch.equal(absolute[:, :, i, j], expected)
     absolute.sum().backward()
-    assert float(scores.grad.sum()) == 6 * num_frames**2
+    assert float(scores.grad.sum()) == 6 * num_targets * num_sources
 
 
 def test_position_encoding_is_the_formula() -> None:
@@ -179,6 +176,12 @@ def test_positions_of_long_inputs_extend_the_table() -> None:
     long = positions(torch.zeros(1, 3000, 8))
     assert long.shape == (5999, 8)
     torch.testing.assert_close(long[2999 - 4 : 2999 + 5], short)
+
+
+def test_positions_reach_back_to_remembered_frames() -> None:
+    positions = RelativePositions(8).eval()
+    encoding = positions(torch.zeros(1, 3, 8), num_remembered=4)  # offsets -6 ... 2
+    torch.testing.assert_close(encoding, positions(torch.zeros(1, 7, 8))[:9])
 
 
 def naive_attention(module: AttentionWeights, x: Tensor, positions: Tensor, length: int) -> Tensor:
@@ -217,19 +220,6 @@ def test_the_users_of_attention_weights_are_their_formulae() -> None:
     s, v, y = gated.in_proj(x).split(6, dim=-1)
     expected = gated.out_proj((weights[:, 0] @ (v * torch.tanh(s))) * y)
     torch.testing.assert_close(gated(x, weights[:, 0]), expected)
-
-
-def test_half_precision_softmax_has_the_gradient_of_softmax() -> None:
-    scores = torch.randn(2, 4, 9).to(torch.bfloat16).requires_grad_()
-    grad = torch.randn(2, 4, 9).to(torch.bfloat16)
-    weights = attention_softmax(scores)
-    assert weights.dtype == torch.bfloat16
-    wide = scores.detach().float().requires_grad_()
-    expected = wide.softmax(-1)
-    torch.testing.assert_close(weights.float(), expected, atol=4e-3, rtol=1e-2)
-    weights.backward(grad)
-    expected.backward(grad.float())
-    torch.testing.assert_close(scores.grad.float(), wide.grad, atol=8e-3, rtol=2e-2)
 
 
 def test_chunk_masks_show_own_chunk_and_some_before() -> None:
@@ -296,13 +286,13 @@ def test_bypass_mixes_by_channel_and_skips_utterances_in_training() -> None:
     assert torch.equal(trained[~skipped][0, 0], torch.tensor([0.0, 0.5, 1.0]))
 
 
-def test_utterances_are_dropped_whole_and_without_rescaling() -> None:
-    x = torch.ones(500, 2, 2)
-    dropped = drop_utterances(x, 0.2, training=True)
-    sums = dropped.sum(dim=(1, 2))
+def test_branches_are_dropped_for_whole_utterances_and_without_rescaling() -> None:
+    x, branch = torch.zeros(500, 2, 2), torch.ones(500, 2, 2)
+    sums = add_branch(x, branch, draw_kept(x, 0.2, training=True)).sum(dim=(1, 2))
     assert set(sums.tolist()) == {0.0, 4.0}
     assert float((sums == 0).float().mean()) == pytest.approx(0.2, abs=0.07)
-    assert drop_utterances(x, 0.2, training=False) is x
+    assert draw_kept(x, 0.2, training=False) is None
+    assert torch.equal(add_branch(x, branch, None), branch)
 
 
 def test_scaled_layers_begin_small() -> None:
