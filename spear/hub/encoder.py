@@ -5,19 +5,29 @@
 `model.mask_emb`) are those of the published checkpoints without their outer `model.`.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from spear.audio import Fbank
-from spear.errors import AudioError
+from spear.audio.fbank import num_fbank_frames
+from spear.hub.audio_checks import (
+    SAMPLE_RATE_HZ,
+    as_recording,
+    check_audio,
+    check_rate,
+    check_samples,
+)
+from spear.hub.long_audio import Windows, encode_windows
+from spear.hub.streaming import AudioStream
 from spear.zipformer import Zipformer, ZipformerConfig
+from spear.zipformer.streaming import can_stream
 
-SAMPLE_RATE_HZ = 16000
 FRAME_HOP = 320  # samples between encoder frames at 50 Hz
-# Float audio lies in [-1, 1]; beyond this the samples are surely int16 values that were cast.
-MAX_AMPLITUDE = 100.0
+_PIECE = 30 * SAMPLE_RATE_HZ
+"""Samples of a long recording that are looked at at once."""
 
 
 class EncoderOutput(dict[str, Any]):
@@ -58,10 +68,14 @@ class DeferredFbank:
 
     def __call__(self, audio: Tensor, audio_lens: Tensor) -> tuple[Tensor, Tensor]:
         """Computes (B, T, M) features and their (B,) lengths; see `spear.audio.Fbank`."""
-        if audio.device not in self._by_device:
-            self._by_device[audio.device] = Fbank(num_mel_bins=self.num_mel_bins).to(audio.device)
-        fbank, lens = self._by_device[audio.device](audio, audio_lens)
+        fbank, lens = self.on(audio.device)(audio, audio_lens)
         return fbank, lens
+
+    def on(self, device: torch.device) -> Fbank:
+        """Returns the features with their constants on a device."""
+        if device not in self._by_device:
+            self._by_device[device] = Fbank(num_mel_bins=self.num_mel_bins).to(device)
+        return self._by_device[device]
 
 
 class SpearEncoder(nn.Module):
@@ -87,16 +101,23 @@ class SpearEncoder(nn.Module):
         self.frame_rate_hz = SAMPLE_RATE_HZ / FRAME_HOP / config.output_downsampling_factor
         self.output_dim = self.model.output_dim
 
-    def forward(self, audio: Tensor, audio_lens: Tensor | None = None) -> EncoderOutput:
+    def forward(
+        self,
+        audio: Tensor,
+        audio_lens: Tensor | None = None,
+        sampling_rate: int | None = None,
+    ) -> EncoderOutput:
         """Encodes a batch of recordings; what one gets does not depend on its batch mates.
 
         Args:
             audio: (B, S) float, 16 kHz mono in [-1, 1], padded at the end with anything.
             audio_lens: (B,) int64, valid samples of each; all S where not given.
+            sampling_rate: Of the audio in Hz, to have it checked.
 
         Raises:
-            AudioError: The batch has another shape or type, or unusable samples or lengths.
+            AudioError: The batch has another shape, type or rate, or unusable samples or lengths.
         """
+        check_rate(sampling_rate)
         if audio_lens is None:
             audio_lens = torch.full((audio.shape[0],), audio.shape[-1], device=audio.device)
         check_audio(audio, audio_lens)
@@ -106,42 +127,80 @@ class SpearEncoder(nn.Module):
     def encode_fbank(self, fbank: Tensor, fbank_lens: Tensor) -> EncoderOutput:
         """Encodes log-mel features (B, T, M) with valid frames (B,); see `forward`."""
         encoded = self.model(fbank, fbank_lens)
-        frames = torch.arange(encoded.output.shape[1], device=fbank.device)
-        return EncoderOutput(
-            encoder_out=encoded.output,
-            encoder_out_lens=encoded.lens,
-            hidden_states=list(encoded.hidden_states),
-            last_hidden_state=encoded.output,
-            attention_mask=frames < encoded.lens[:, None],
-        )
+        return _as_output(encoded.output, encoded.lens, list(encoded.hidden_states))
+
+    @torch.no_grad()
+    def encode_long(
+        self,
+        audio: Tensor,
+        *,
+        window_s: float = 40.0,
+        context_s: float = 8.0,
+        sampling_rate: int | None = None,
+    ) -> EncoderOutput:
+        """Encodes one recording of any length in memory that does not grow with it.
+
+        It is cut into windows that see `context_s` beyond their ends, so that the seams are those
+        of one pass up to what attention sees further away. A causal model with a left context
+        needs no windows: it is run chunk by chunk, to the numbers of one pass.
+
+        Args:
+            audio: (S,) or (1, S) float, 16 kHz mono in [-1, 1], on any device; windows go to the
+                model's, results to the audio's.
+            window_s: Seconds of a window that are kept.
+            context_s: Seconds on either side of it that are encoded and thrown away.
+            sampling_rate: Of the audio in Hz, to have it checked.
+
+        Returns:
+            As `forward`, for a batch of one, with an empty list of `hidden_states`.
+
+        Raises:
+            AudioError: The audio is not one recording, has another rate or unusable samples.
+            ConfigError: Windows are too short.
+        """
+        check_rate(sampling_rate)
+        audio = as_recording(audio)
+        num_frames = self.model.num_output_frames(num_fbank_frames(len(audio)))
+        output = audio.new_empty(1, num_frames, self.output_dim, dtype=torch.float32)
+        done = 0
+        for frames in self._encode_pieces(audio, window_s, context_s):
+            output[0, done : done + len(frames)] = frames
+            done += len(frames)
+        assert done == num_frames, (done, num_frames)
+        lens = torch.tensor([num_frames], device=audio.device)
+        return _as_output(output, lens, [])
+
+    def _encode_pieces(self, audio: Tensor, window_s: float, context_s: float) -> Iterator[Tensor]:
+        def pieces() -> Iterator[Tensor]:
+            for piece in audio.split(_PIECE):
+                check_samples(piece)
+                yield piece.float()
+
+        fbank = self.fbank.on(self.model.mask_emb.device)
+        if not can_stream(self.config):
+            windows = Windows.of_seconds(window_s, context_s, self.model)
+            yield from encode_windows(self.model, fbank, pieces(), windows)
+            return
+        stream = AudioStream(fbank, self.model)
+        for piece in pieces():
+            yield stream.push(piece)
+        yield stream.finish()
+
+    def stream(self) -> AudioStream:
+        """Begins a stream of audio; for causal models with chunks and a left context.
+
+        Raises:
+            ConfigError: The model cannot stream; it says why.
+        """
+        return AudioStream(self.fbank.on(self.model.mask_emb.device), self.model)
 
 
-def check_audio(audio: Tensor, audio_lens: Tensor) -> None:
-    """Refuses what cannot be a padded batch of 16 kHz mono audio.
-
-    Raises:
-        AudioError: Wrong shape, an integer type, samples that are NaN, infinite or far outside
-            [-1, 1], or lengths that are not 1 to S.
-    """
-    if audio.ndim != 2:
-        raise AudioError(
-            f"audio has shape {tuple(audio.shape)}, expected (batch, samples): "
-            "average the channels of stereo, add a batch axis to a single recording"
-        )
-    if not audio.is_floating_point():
-        raise AudioError(f"audio is {audio.dtype}, expected floats in [-1, 1]: divide by 32768")
-    if audio_lens.shape != audio.shape[:1]:
-        raise AudioError(
-            f"audio_lens has shape {tuple(audio_lens.shape)} for {audio.shape[0]} recordings"
-        )
-    if audio.numel() == 0 or not bool(((audio_lens > 0) & (audio_lens <= audio.shape[1])).all()):
-        raise AudioError(
-            f"audio_lens {audio_lens.tolist()} must lie between 1 and the {audio.shape[1]} samples"
-        )
-    # Padding may hold anything, so only valid samples are looked at.
-    valid = torch.arange(audio.shape[1], device=audio.device) < audio_lens[:, None]
-    peak = audio.abs().masked_fill(~valid, 0.0).max()
-    if not bool(peak <= MAX_AMPLITUDE):
-        raise AudioError(
-            f"audio has a sample of magnitude {float(peak)}: expected finite floats in [-1, 1]"
-        )
+def _as_output(output: Tensor, lens: Tensor, hidden_states: list[Tensor]) -> EncoderOutput:
+    frames = torch.arange(output.shape[1], device=output.device)
+    return EncoderOutput(
+        encoder_out=output,
+        encoder_out_lens=lens,
+        hidden_states=hidden_states,
+        last_hidden_state=output,
+        attention_mask=frames < lens[:, None],
+    )

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from spear.zipformer.attention_scores import Projections, attention_weights, split_heads
 from spear.zipformer.frames import Frames
 from spear.zipformer.initialization import scaled_linear
+from spear.zipformer.memory import Remember, no_memory
 from spear.zipformer.recompute import recomputed
 from spear.zipformer.regularizers import Balancer, Whiten, whitening_schedule
 from spear.zipformer.schedule import ScheduledFloat, chance
@@ -47,22 +48,26 @@ class AttentionWeights(nn.Module):
             min_positive=0.4, max_positive=0.6, min_abs=0.0, max_abs=100.0, prob=0.025
         )
 
-    def forward(self, x: Tensor, positions: Tensor, frames: Frames) -> Tensor:
+    def forward(
+        self, x: Tensor, positions: Tensor, frames: Frames, remember: Remember = no_memory
+    ) -> Tensor:
         """Computes the weights.
 
         Args:
             x: (B, T, dim).
-            positions: (2 T - 1, pos_dim), the encoding of offsets.
+            positions: (T + S - 1, pos_dim), the encoding of offsets.
             frames: What may be seen.
+            remember: Puts the keys of a stream's past before those of x.
 
         Returns:
-            (B, H, T, T), target frame before source frame; every row sums to one.
+            (B, H, T, S), target frame before source frame; every row sums to one. The sources are
+            the frames of x behind those remembered.
         """
         projected = self.in_proj(x)
         query, key, pos_query = projected.split(
             (self.query_dim, self.query_dim, self.pos_dim), dim=-1
         )
-        key = self.whiten_keys(self.balance_keys(key))
+        key = remember(self.whiten_keys(self.balance_keys(key)))
         if self.training and chance(float(self.pos_emb_skip_rate)):
             # DDP wants a gradient, if zero, of every parameter in every step.
             query = query + 0.0 * self.linear_pos.weight.sum()
@@ -95,9 +100,9 @@ class SelfAttention(nn.Module):
         self.out_proj = scaled_linear(num_heads * value_head_dim, dim, initial_scale=0.05)
         self.whiten = Whiten(whitening_schedule(7.5, ratio=3.0), grad_scale=0.01)
 
-    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        """Maps (B, T, dim), with weights (B, H, T, T), to (B, T, dim)."""
-        values = split_heads(self.in_proj(x), self.num_heads)
+    def forward(self, x: Tensor, weights: Tensor, remember: Remember = no_memory) -> Tensor:
+        """Maps (B, T, dim), with weights (B, H, T, S), to (B, T, dim)."""
+        values = split_heads(remember(self.in_proj(x)), self.num_heads)
         mixed = (weights @ values).transpose(1, 2).flatten(2)
         return self.whiten(self.out_proj(mixed))
 
@@ -126,12 +131,12 @@ class NonlinAttention(nn.Module):
         self.whiten1 = Whiten(whitening_schedule(5.0), grad_scale=0.01)
         self.whiten2 = Whiten(whitening_schedule(5.0, ratio=3.0), grad_scale=0.01)
 
-    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        """Maps (B, T, dim), with the weights (B, T, T) of one head, to (B, T, dim)."""
+    def forward(self, x: Tensor, weights: Tensor, remember: Remember = no_memory) -> Tensor:
+        """Maps (B, T, dim), with the weights (B, T, S) of one head, to (B, T, dim)."""
         gate, x, y = self.in_proj(x).chunk(3, dim=-1)
 
         def mix(x: Tensor, gate: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-            mixed: Tensor = self.out_proj((weights @ (x * gate.tanh())) * y)
+            mixed: Tensor = self.out_proj((weights @ remember(x * gate.tanh())) * y)
             return mixed
 
         return self.whiten2(recomputed(mix, self.whiten1(x), self.balancer(gate), y, weights))

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spear.zipformer.frames import Frames
+from spear.zipformer.memory import Remember, no_memory
 
 
 class ChunkCausalDepthwiseConv1d(nn.Module):
@@ -33,15 +34,23 @@ class ChunkCausalDepthwiseConv1d(nn.Module):
         nn.init.uniform_(self.causal_conv.bias, -0.1, 0.1)  # type: ignore[arg-type]
         self.chunkwise_conv_scale = nn.Parameter(torch.zeros(2, num_channels, kernel_size))
 
-    def forward(self, x: Tensor, frames: Frames) -> Tensor:
-        """Maps (B, T, C) with zeros as padding to (B, T, C)."""
+    def forward(self, x: Tensor, frames: Frames, remember: Remember = no_memory) -> Tensor:
+        """Maps (B, T, C) with zeros as padding to (B, T, C).
+
+        Args:
+            x: The frames; of a stream, those of one chunk.
+            frames: Which are there.
+            remember: Puts the K // 2 frames of a stream's past before x.
+        """
         num_frames = x.shape[1]
         chunk_size = frames.chunk_size
         if chunk_size < 0 or chunk_size > num_frames:
             chunk_size = num_frames
-        columns = x.transpose(1, 2)
-        causal = self.causal_conv(F.pad(columns, (self.kernel_size // 2, 0)))
-        chunks = self._chunkwise(columns, chunk_size) * self._scale(frames.lens, chunk_size)
+        columns, seen = x.transpose(1, 2), remember(x).transpose(1, 2)
+        causal = self.causal_conv(
+            F.pad(seen, (self.kernel_size // 2 + num_frames - seen.shape[2], 0))
+        )
+        chunks = self._chunkwise(columns, chunk_size) * self._scale(frames.ends, chunk_size)
         chunkwise = chunks.flatten(2)[..., :num_frames]
         return (causal + chunkwise).transpose(1, 2)
 
@@ -52,14 +61,14 @@ class ChunkCausalDepthwiseConv1d(nn.Module):
         y = self.chunkwise_conv(chunks.transpose(1, 2).flatten(0, 1))
         return y.unflatten(0, (batch_size, -1)).transpose(1, 2)
 
-    def _scale(self, lens: Tensor, chunk_size: int) -> Tensor:
+    def _scale(self, ends: Tensor, chunk_size: int) -> Tensor:
         """Returns the scale (B, C, 1, chunk_size) of each position within a chunk.
 
         The right edge of an utterance shorter than a chunk is its own end, whatever the batch's.
         """
         left, right = self.chunkwise_conv_scale
-        position = torch.arange(chunk_size, device=lens.device)
-        from_end = position - lens.clamp(max=chunk_size).unsqueeze(1) + self.kernel_size
+        position = torch.arange(chunk_size, device=ends.device)
+        from_end = position - ends.clamp(max=chunk_size).unsqueeze(1) + self.kernel_size
         return 1.0 + (_take(left, position.unsqueeze(0)) + _take(right, from_end)).unsqueeze(2)
 
 

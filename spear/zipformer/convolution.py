@@ -6,6 +6,7 @@ from spear.zipformer.activations import SWOOSH_R, SwooshDropoutLinear
 from spear.zipformer.causal_convolution import ChunkCausalDepthwiseConv1d
 from spear.zipformer.depthwise import depthwise_conv
 from spear.zipformer.frames import Frames
+from spear.zipformer.memory import Remember, no_memory
 from spear.zipformer.recompute import recomputed
 from spear.zipformer.regularizers import Balancer, Whiten, whitening_schedule
 from spear.zipformer.schedule import ScheduledFloat
@@ -22,7 +23,9 @@ class DepthwiseConv1d(nn.Conv1d):
     def __init__(self, num_channels: int, kernel_size: int) -> None:
         super().__init__(num_channels, num_channels, kernel_size, groups=num_channels)
 
-    def forward(self, x: Tensor, frames: Frames) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, x: Tensor, frames: Frames, remember: Remember = no_memory
+    ) -> Tensor:
         """Maps (B, T, C) with zeros as padding to (B, T, C)."""
         assert self.bias is not None
         # As a picture of height one: on CPU torch's kernels for pictures are several times faster.
@@ -62,13 +65,13 @@ class ConvolutionModule(nn.Module):
         self.whiten = Whiten(whitening_schedule(7.5), grad_scale=0.01)
         self.out_proj = SwooshDropoutLinear(dim, dim, SWOOSH_R, initial_scale=0.05)
 
-    def forward(self, x: Tensor, frames: Frames) -> Tensor:
+    def forward(self, x: Tensor, frames: Frames, remember: Remember = no_memory) -> Tensor:
         """Maps (B, T, dim) to (B, T, dim); padding is seen as zeros."""
         x, gate = self.in_proj(x).chunk(2, dim=-1)
 
         def convolve(x: Tensor, gate: Tensor) -> Tensor:
             gated = frames.zero_padding(x * gate.sigmoid())
-            convolved: Tensor = self.depthwise_conv(gated, frames)
+            convolved: Tensor = self.depthwise_conv(gated, frames, remember)
             return convolved
 
         x = recomputed(convolve, x, self.balancer1(gate))

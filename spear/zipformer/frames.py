@@ -4,7 +4,7 @@ Whatever looks sideways (attention, convolution, pooling) asks `Frames` what it 
 evaluation an utterance gets the output that it would get alone.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -31,6 +31,16 @@ class Frames:
     num_frames: int
     chunk_size: int = -1
     left_context_chunks: int = -1
+
+    @property
+    def num_remembered(self) -> int:
+        """Source frames before the first of the batch."""
+        return 0
+
+    @property
+    def ends(self) -> Tensor:
+        """(B,) int64, frames from an utterance's beginning to where it ends, if it ends here."""
+        return self.lens
 
     @cached_property
     def padding(self) -> Tensor:
@@ -81,4 +91,47 @@ class Frames:
             num_frames=(self.num_frames + factor - 1) // factor,
             chunk_size=self.chunk_size // factor if self.chunk_size > 0 else -1,
             left_context_chunks=self.left_context_chunks,
+        )
+
+
+@dataclass
+class StreamFrames(Frames):
+    """The frames of one chunk of each of several streams.
+
+    Attributes:
+        num_processed: (B,) int64, frames of each stream before this chunk.
+        num_before: L, as many of them are remembered, where there were that many.
+    """
+
+    num_processed: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    num_before: int = 0
+
+    @property
+    def num_remembered(self) -> int:
+        """Source frames before the first of the batch."""
+        return self.num_before
+
+    @property
+    def ends(self) -> Tensor:
+        """(B,) int64, frames from an utterance's beginning to where it ends, if it ends here."""
+        return self.num_processed + self.lens
+
+    @cached_property
+    def hidden(self) -> Tensor:
+        """(B, 1, 1, L + T) bool, True at what was never there."""
+        places = torch.arange(self.num_before, device=self.lens.device)
+        never = places < self.num_before - self.num_processed.unsqueeze(1)
+        hidden = torch.cat((never, self.padding.squeeze(2)), dim=1)
+        return hidden.unsqueeze(1).unsqueeze(1)
+
+    def downsampled(self, factor: int) -> "StreamFrames":
+        """Returns the frames at a rate lower by `factor`, which divides whole chunks."""
+        low = super().downsampled(factor)
+        return StreamFrames(
+            low.lens,
+            low.num_frames,
+            low.chunk_size,
+            low.left_context_chunks,
+            num_processed=self.num_processed // factor,
+            num_before=self.num_before // factor,
         )

@@ -10,6 +10,7 @@ from spear.zipformer.bypass import Bypass, add_branch, draw_kept, mix
 from spear.zipformer.convolution import ConvolutionModule
 from spear.zipformer.feedforward import FeedForward
 from spear.zipformer.frames import Frames
+from spear.zipformer.memory import LayerMemory, Remember, no_memory
 from spear.zipformer.norm import BiasNorm
 from spear.zipformer.recompute import recomputed
 from spear.zipformer.regularizers import Balancer, Whiten, whitening_schedule
@@ -47,6 +48,7 @@ class ZipformerLayer(nn.Module):
 
     def __init__(self, shape: LayerShape, dropout: FloatLike, skip_rate: FloatLike) -> None:
         super().__init__()
+        self.shape = shape
         dim, hidden = shape.dim, shape.feedforward_dim
         # icefall's files have this unused scale. A buffer, not a parameter: DDP and optimisers
         # would wait for its gradient.
@@ -91,29 +93,54 @@ class ZipformerLayer(nn.Module):
         )
         self.whiten = Whiten(whitening_schedule(4.0, ratio=3.0), grad_scale=0.01)
 
-    def forward(self, x: Tensor, positions: Tensor, frames: Frames) -> Tensor:
+    def forward(
+        self, x: Tensor, positions: Tensor, frames: Frames, memory: LayerMemory | None = None
+    ) -> Tensor:
         """Maps (B, T, dim) to (B, T, dim).
 
         Args:
             x: The input.
-            positions: (2 T - 1, pos_dim), the encoding of offsets.
+            positions: (T + S - 1, pos_dim), the encoding of offsets.
             frames: The valid frames.
+            memory: Of a stream.
         """
         before = x
-        weights = self.self_attn_weights(x, positions, frames)
+
+        def remember(name: str) -> Remember:
+            return no_memory if memory is None else memory.remember(name)
+
+        weights = self.self_attn_weights(x, positions, frames, remember("key"))
         kept = self._draw(x, self.attention_skip_rate)
         x = x + self.feed_forward1(x)
-        x = add_branch(x, self.balancer_na(self.nonlin_attention(x, weights[:, 0])), kept)
-        x = add_branch(x, self.self_attn1(x, weights), kept)
-        x = add_branch(x, self.conv_module1(x, frames), self._draw(x, self.conv_skip_rate))
+        branch = self.nonlin_attention(x, weights[:, 0], remember("nonlin"))
+        x = add_branch(x, self.balancer_na(branch), kept)
+        x = add_branch(x, self.self_attn1(x, weights, remember("value1")), kept)
+        branch = self.conv_module1(x, frames, remember("conv1"))
+        x = add_branch(x, branch, self._draw(x, self.conv_skip_rate))
         branch = self.balancer_ff2(self.feed_forward2(x))
         x = add_branch(x, branch, self._draw(x, self.ff2_skip_rate))
         x = self.bypass_mid(before, x)
-        x = add_branch(x, self.self_attn2(x, weights), kept)
-        x = add_branch(x, self.conv_module2(x, frames), self._draw(x, self.conv_skip_rate))
+        x = add_branch(x, self.self_attn2(x, weights, remember("value2")), kept)
+        branch = self.conv_module2(x, frames, remember("conv2"))
+        x = add_branch(x, branch, self._draw(x, self.conv_skip_rate))
         branch = self.balancer_ff3(self.feed_forward3(x))
         x = add_branch(x, branch, self._draw(x, self.ff3_skip_rate))
         return self.whiten(self.balancer2(self._finish(before, self.balancer1(x))))
+
+    def empty_memory(self, batch_size: int, num_remembered: int) -> dict[str, Tensor]:
+        """Returns the memory of streams that have not begun, see `LayerMemory`."""
+        attention, shape = self.self_attn_weights, self.shape
+        value_dim = shape.num_heads * shape.value_head_dim
+        weight = self.bypass_mid.bypass_scale
+        sizes = {
+            "key": (num_remembered, attention.query_dim),
+            "value1": (num_remembered, value_dim),
+            "value2": (num_remembered, value_dim),
+            "nonlin": (num_remembered, self.nonlin_attention.out_proj.in_features),
+            "conv1": (shape.kernel_size // 2, shape.dim),
+            "conv2": (shape.kernel_size // 2, shape.dim),
+        }
+        return {name: weight.new_zeros(batch_size, *size) for name, size in sizes.items()}
 
     def _finish(self, before: Tensor, x: Tensor) -> Tensor:
         """Applies the norm and the bypass."""

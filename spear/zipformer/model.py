@@ -11,6 +11,7 @@ from spear.errors import DataError
 from spear.zipformer.config import ZipformerConfig
 from spear.zipformer.frames import Frames
 from spear.zipformer.layer import LayerShape
+from spear.zipformer.memory import LayerMemory
 from spear.zipformer.resampling import Downsample, match_channels, upsample, widest
 from spear.zipformer.schedule import FloatLike, ScheduledFloat
 from spear.zipformer.stack import DownsampledStack, ZipformerStack
@@ -65,19 +66,32 @@ class ZipformerEncoder(nn.Module):
 
     def forward(self, x: Tensor, lens: Tensor) -> ZipformerOutput:
         """Runs all stacks on x (B, T, encoder_dim[0]) with valid frames lens (B,)."""
-        frames = Frames(lens, x.shape[1], *self._draw_chunks())
+        return self.run(x, Frames(lens, x.shape[1], *self._draw_chunks()))
+
+    def run(
+        self, x: Tensor, frames: Frames, memories: Sequence[LayerMemory] = ()
+    ) -> ZipformerOutput:
+        """Runs all stacks on x (B, T, encoder_dim[0]).
+
+        Args:
+            x: Vectors at 50 Hz.
+            frames: Which of them are there.
+            memories: Of streams: one for every layer of every stack.
+        """
         rates = {factor: frames.downsampled(factor) for factor in self.config.downsampling_factor}
         rates[1] = frames
         outputs: list[Tensor] = []
         layers: list[tuple[Tensor, int]] = []
-        for stack, dim, factor, mask in zip(
+        for stack, dim, factor, num_layers, mask in zip(
             self.encoders,
             self.config.encoder_dim,
             self.config.downsampling_factor,
+            self.config.num_encoder_layers,
             self._feature_masks(x),
             strict=True,
         ):
-            x, inner = stack(match_channels(x, dim), mask, rates)
+            own = memories[len(layers) :][:num_layers]
+            x, inner = stack(match_channels(x, dim), mask, rates, own)
             outputs.append(x)
             layers += [(output, factor) for output in inner]
         full, out_frames = widest(outputs), frames
@@ -193,6 +207,15 @@ class Zipformer(nn.Module):
         x, lens = self.encoder_embed(fbank, lens)
         output: ZipformerOutput = self.encoder(x, lens)
         return output
+
+    def set_checkpointing(self, on: bool) -> None:
+        """Chooses whether the backward pass runs every layer again instead of keeping its inside.
+
+        It takes about a third longer, and of each layer only the input is kept.
+        """
+        for module in self.modules():
+            if isinstance(module, ZipformerStack):
+                module.checkpointing = on
 
     def num_output_frames(self, num_fbank_frames: int) -> int:
         """Returns how many frames come out for an utterance of so many fbank frames."""

@@ -1,12 +1,17 @@
 """A stack of layers at one frame rate, and its frame around it: down, layers, up, combine."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from spear.zipformer.bypass import Bypass, mix
 from spear.zipformer.frames import Frames
 from spear.zipformer.layer import LayerShape, ZipformerLayer
+from spear.zipformer.memory import LayerMemory
 from spear.zipformer.positions import RelativePositions
 from spear.zipformer.recompute import recomputed
 from spear.zipformer.resampling import Downsample, upsample
@@ -37,6 +42,9 @@ class ZipformerStack(nn.Module):
         warmup: Counts between which the layers, one after the other, come to be used: from a skip
             probability of 0.5 each falls to `final_layer_skip` in its share of this interval.
         final_layer_skip: Probability to skip a layer after that.
+
+    Attributes:
+        checkpointing: Whether layers are run again in the backward pass instead of kept.
     """
 
     def __init__(
@@ -48,6 +56,7 @@ class ZipformerStack(nn.Module):
         final_layer_skip: float,
     ) -> None:
         super().__init__()
+        self.checkpointing = False
         self.encoder_pos = RelativePositions(shape.pos_dim)
         begin, share = warmup[0], (warmup[1] - warmup[0]) / num_layers
         skip_rates = [
@@ -60,7 +69,11 @@ class ZipformerStack(nn.Module):
         self.layers = nn.ModuleList(ZipformerLayer(shape, dropout, rate) for rate in skip_rates)
 
     def forward(
-        self, x: Tensor, feature_mask: Tensor | None, rates: dict[int, Frames]
+        self,
+        x: Tensor,
+        feature_mask: Tensor | None,
+        rates: dict[int, Frames],
+        memories: Sequence[LayerMemory] = (),
     ) -> StackOutput:
         """Runs the layers at the rate of the input.
 
@@ -68,18 +81,32 @@ class ZipformerStack(nn.Module):
             x: (B, T, dim).
             feature_mask: (B, 1, dim), what to multiply by before and after every layer, or None.
             rates: The valid frames, by how far below 50 Hz they are.
+            memories: Of streams: one for every layer.
         """
-        return self.run(x, feature_mask, rates[1])
+        return self.run(x, feature_mask, rates[1], memories)
 
-    def run(self, x: Tensor, feature_mask: Tensor | None, frames: Frames) -> StackOutput:
+    def run(
+        self,
+        x: Tensor,
+        feature_mask: Tensor | None,
+        frames: Frames,
+        memories: Sequence[LayerMemory] = (),
+    ) -> StackOutput:
         """Runs the layers, with `frames` at the rate of x (B, T, dim)."""
-        positions = self.encoder_pos(x)
+        positions = self.encoder_pos(x, frames.num_remembered)
         outputs = []
         x = _masked(x, feature_mask)
-        for layer in self.layers:
-            x = _masked(layer(x, positions, frames), feature_mask)
+        for layer, memory in zip_longest(self.layers, memories):
+            x = _masked(self._run_layer(layer, x, positions, frames, memory), feature_mask)
             outputs.append(x)
         return StackOutput(x, outputs)
+
+    def _run_layer(self, layer: nn.Module, x: Tensor, *rest: Any) -> Tensor:
+        if not self.checkpointing or not torch.is_grad_enabled():
+            output: Tensor = layer(x, *rest)
+        else:
+            output = checkpoint(layer, x, *rest, use_reentrant=False)
+        return output
 
 
 class DownsampledStack(nn.Module):
@@ -98,12 +125,21 @@ class DownsampledStack(nn.Module):
         self.encoder = stack
         self.out_combiner = Bypass(dim)
 
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The layers."""
+        return self.encoder.layers
+
     def forward(
-        self, x: Tensor, feature_mask: Tensor | None, rates: dict[int, Frames]
+        self,
+        x: Tensor,
+        feature_mask: Tensor | None,
+        rates: dict[int, Frames],
+        memories: Sequence[LayerMemory] = (),
     ) -> StackOutput:
         """Runs the layers at the lower rate; arguments as for `ZipformerStack.forward`."""
         low = self.downsample(x, rates[1])
-        inner = self.encoder.run(low, feature_mask, rates[self.factor])
+        inner = self.encoder.run(low, feature_mask, rates[self.factor], memories)
 
         def combine(x: Tensor, low: Tensor, scale: Tensor) -> Tensor:
             return mix(x, upsample(low, self.factor, x.shape[1]), scale)

@@ -62,11 +62,12 @@ class ConvNeXt(nn.Module):
         self.out_whiten = Whiten(5.0, grad_scale=0.01)
         self.skip_rate = ScheduledFloat((0.0, 0.2), (20000.0, 0.015))
 
-    def forward(self, x: Tensor, frames: Frames) -> Tensor:
-        """Activates and maps (B, T, F, C), whose valid frames `frames` knows, to (B, T, F, C)."""
+    def forward(self, x: Tensor, padding: Tensor | None) -> Tensor:
+        """Activates and maps (B, T, F, C) to (B, T, F, C); `padding` (B, T, 1, 1) is no frame."""
 
         def activate(x: Tensor) -> Tensor:
-            return frames.zero_padding(self.activation(x).flatten(2)).view(x.shape)
+            activated: Tensor = self.activation(x)
+            return activated if padding is None else activated.masked_fill(padding, 0.0)
 
         def convolve(x: Tensor) -> Tensor:
             conv = self.depthwise_conv
@@ -119,6 +120,9 @@ class Conv2dSubsampling(nn.Module):
     Args:
         config: Which feature dimension, channels and padding.
         dropout: Probability, or its schedule.
+
+    Attributes:
+        num_bands: F, what is left of the mel bins after the convolutions.
     """
 
     def __init__(self, config: ZipformerConfig, dropout: FloatLike) -> None:
@@ -137,8 +141,8 @@ class Conv2dSubsampling(nn.Module):
             Balancer(max_abs=4.0, channel_dim=1),
         )
         self.convnext = ConvNeXt(third)
-        width = ((config.feature_dim - 1) // 2 - 1) // 2
-        self.out = nn.Linear(width * third, config.encoder_dim[0])
+        self.num_bands = ((config.feature_dim - 1) // 2 - 1) // 2
+        self.out = nn.Linear(self.num_bands * third, config.encoder_dim[0])
         limit = ScheduledFloat((0.0, 4.0), (20000.0, 8.0), default=4.0)
         # There is only one such module, so its gradient may be larger than those of the layers.
         self.out_whiten = Whiten(limit, grad_scale=0.02)
@@ -159,25 +163,28 @@ class Conv2dSubsampling(nn.Module):
         x = fbank.masked_fill(padding, LOG_EPS)
         if self.frontend_pad:
             x = F.pad(x, (0, 0, PAD_LEFT, PAD_RIGHT), value=LOG_EPS)
-        x = self._convolve(x.unsqueeze(1))
+        x = self.convolve(x)
         out_lens = num_subsampled(lens, self.frontend_pad)
         assert isinstance(out_lens, Tensor)
-        x = self.convnext(x.permute(0, 2, 3, 1), Frames(out_lens, x.shape[2]))
-        x = self.out_norm(self.out_whiten(self._flatten(x)))
+        frames = Frames(out_lens, x.shape[1])
+        x = self.embed(x, frames.padding.unsqueeze(3) if frames.may_have_padding else None)
         mask = shared_dropout_mask(x, float(self.dropout)) if self.training else None
         return (x if mask is None else x * mask), out_lens
 
-    def _convolve(self, x: Tensor) -> Tensor:
-        """Maps (B, 1, T, F) to (B, C, T', F'), before its activation."""
+    def convolve(self, x: Tensor) -> Tensor:
+        """Maps fbank (B, T, M) to (B, (T - 7) // 2, F, C), before its activation."""
         conv1, gradient, balancer1, swoosh1, conv2, balancer2, swoosh2, conv3, balancer3 = self.conv
         # The order of one channel is ambiguous: channels come last from here on.
-        x = balancer1(gradient(conv1(x).contiguous(memory_format=torch.channels_last)))
+        x = balancer1(gradient(conv1(x.unsqueeze(1)).contiguous(memory_format=torch.channels_last)))
         # Activations are computed again rather than kept for the convolutions behind them.
         x = balancer2(recomputed(lambda x: conv2(swoosh1(x)), x))
-        return balancer3(recomputed(lambda x: conv3(swoosh2(x)), x))
+        x = balancer3(recomputed(lambda x: conv3(swoosh2(x)), x))
+        return x.permute(0, 2, 3, 1)
 
-    def _flatten(self, x: Tensor) -> Tensor:
-        """Maps (B, T, F, C) to (B, T, dim)."""
+    def embed(self, x: Tensor, padding: Tensor | None) -> Tensor:
+        """Maps what `convolve` gives to (B, T, dim); `padding` (B, T, 1, 1) marks no frames."""
+        x = self.convnext(x, padding)
         # icefall's weight has the channel before the mel bin. Turning it is cheaper than turning x.
         weight = self.out.weight.unflatten(1, (x.shape[3], x.shape[2])).transpose(1, 2)
-        return F.linear(x.flatten(2), weight.flatten(1), self.out.bias)
+        x = F.linear(x.flatten(2), weight.flatten(1), self.out.bias)
+        return self.out_norm(self.out_whiten(x))

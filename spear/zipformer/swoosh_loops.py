@@ -75,7 +75,7 @@ def _exp(x: Any) -> Any:
     sum_ = sum_ * rest + _EXP_0
     sum_ = sum_ * (rest * rest) + rest + _ONE
     bits = (_as_int(rounded) + _BIAS) << _MANTISSA_BITS  # type: ignore[call-arg]
-    return sum_ * _as_float(bits)  # type: ignore[call-arg]
+    return sum_ * _as_float(bits)
 
 
 @compiled(inline="always", **_OPTIONS)
