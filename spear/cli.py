@@ -40,6 +40,9 @@ COMMANDS = {
     "verify": Command("spear.data.verify", "VerifyConfig", "checks shards and tokens"),
     "pretrain": Command("spear.pretrain.command", "PretrainConfig", "shards + tokens -> student"),
     "export": Command("spear.hub.export", "ExportConfig", "run folder -> model folder"),
+    "import-icefall": Command(
+        "spear.hub.icefall", "ImportIcefallConfig", "icefall checkpoint -> model folder"
+    ),
     "finetune-asr": Command(
         "spear.asr.finetune", "FinetuneAsrConfig", "model -> speech recogniser"
     ),

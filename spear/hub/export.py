@@ -7,7 +7,7 @@ heads stay behind: they are of use to the pre-training run only.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -40,6 +40,9 @@ class ExportConfig:
     weights: str = "averaged"
     """Which of the run's weights: "averaged" (over the later half of the run), "averaged:SHARE"
     (over its last share, e.g. averaged:0.25), "last", "average_last:K" (mean of K checkpoints)."""
+    layout: Literal["spear", "icefall"] = "spear"
+    """Whose: "spear" is what `spear.from_pretrained` and transformers load, "icefall" a
+    `pretrained.pt` for icefall's recipes."""
 
 
 def run(config: ExportConfig) -> None:
@@ -54,6 +57,24 @@ def run(config: ExportConfig) -> None:
     student = ZipformerConfig.from_dict(content["student"])
     encoder = _encoder_with(student, state, config.run_dir)
     output = Path(config.output_dir)
+    if config.layout == "icefall":
+        from spear.hub.icefall import write_checkpoint
+
+        write_checkpoint(encoder, output)
+    else:
+        write_model_folder(encoder, output, {"weights": config.weights, **content})
+    logger.info("exported %s weights of %s to %s", config.weights, config.run_dir, output)
+
+
+def write_model_folder(encoder: SpearEncoder, output: Path, origin: dict[str, Any]) -> None:
+    """Writes an encoder as a folder for `spear.from_pretrained` and transformers.
+
+    Args:
+        encoder: What to write.
+        output: The folder; an existing one is replaced when the new one is complete.
+        origin: Where the weights come from; kept in `spear_export.json`.
+    """
+    record = {"spear_version": __version__, **origin}
     with atomic_folder(output) as folder:
         save_file(
             {k: v.contiguous() for k, v in to_released_names(encoder.state_dict()).items()},
@@ -61,10 +82,8 @@ def run(config: ExportConfig) -> None:
             metadata={"format": "pt"},
         )
         _write(folder / CONFIG_FILE, _config_json(encoder))
-        record = {"spear_version": __version__, "weights": config.weights, **content}
         _write(folder / "spear_export.json", record)
         (folder / "README.md").write_text(_model_card(encoder, output, record), encoding="utf-8")
-    logger.info("exported %s weights of %s to %s", config.weights, config.run_dir, output)
 
 
 def _encoder_with(student: ZipformerConfig, state: dict[str, Tensor], source: str) -> SpearEncoder:
@@ -90,6 +109,15 @@ def _config_json(encoder: SpearEncoder) -> dict[str, Any]:
     }
 
 
+def _origin(record: dict[str, Any]) -> str:
+    if "imported_from" in record:
+        return f"Imported by spear {record['spear_version']} from `{record['imported_from']}`."
+    return (
+        f"Pre-trained with spear {record['spear_version']} to predict multi-codebook tokens of "
+        f"its teachers; these are the {record['weights']} weights of the run."
+    )
+
+
 def _write(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
@@ -105,9 +133,7 @@ def _model_card(encoder: SpearEncoder, folder: Path, record: dict[str, Any]) -> 
     return f"""# {folder.name}
 
 A SPEAR encoder for speech and general audio: {millions:.2f} M parameters, {encoder.output_dim}
-channels at {encoder.frame_rate_hz:g} Hz from 16 kHz mono audio. Pre-trained with spear
-{record["spear_version"]} to predict multi-codebook tokens of its teachers; these are the
-{record["weights"]} weights of the run.
+channels at {encoder.frame_rate_hz:g} Hz from 16 kHz mono audio. {_origin(record)}
 
 {table}```python
 import spear

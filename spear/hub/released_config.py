@@ -36,7 +36,7 @@ def student_config(content: Mapping[str, Any], source: str) -> ZipformerConfig:
         raise CheckpointError(f"{source} describes a {kind!r} model, not a {MODEL_TYPE!r} one")
     named = {_RENAMED.get(key, key): value for key, value in content.items()}
     try:
-        values = {key: _parse(value) for key, value in named.items() if key in _NAMES}
+        values = {key: parse_field(value) for key, value in named.items() if key in _NAMES}
         return ZipformerConfig.from_dict({**_RELEASED_DEFAULTS, **values})
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{source}: {error}") from error
@@ -48,7 +48,8 @@ def released_fields(config: ZipformerConfig) -> dict[str, Any]:
     return {back.get(key, key): value for key, value in config.to_dict().items()}
 
 
-def _parse(value: Any) -> Any:
+def parse_field(value: Any) -> Any:
+    """Reads a field as files write it: text with commas and lists are tuples of numbers."""
     if isinstance(value, str):
         return tuple(int(number) for number in value.split(","))
     return tuple(value) if isinstance(value, list) else value

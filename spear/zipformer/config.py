@@ -86,10 +86,11 @@ class ZipformerConfig:
 
     @classmethod
     def named(cls, name: str, **changes: Any) -> "ZipformerConfig":
-        """Returns a model of the paper: "base" (94 M), "large" (327 M) or "xlarge" (600 M).
+        """Returns a model of the paper or a small one for CPUs and tests of recipes.
 
         Args:
-            name: Which.
+            name: "base" (94 M parameters), "large" (327 M) or "xlarge" (600 M), the paper's, or
+                "tiny" (8 M).
             **changes: Fields that differ from it.
 
         Raises:
@@ -211,6 +212,13 @@ def _as_tuple(name: str, value: Any) -> tuple[int, ...]:
 
 
 _NAMED: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "encoder_dim": (192,),
+        "feedforward_dim": (512,),
+        "encoder_unmasked_dim": (128,),
+        "num_heads": (4,),
+        "num_encoder_layers": (1,),
+    },
     "base": {},
     "large": {
         "encoder_dim": (1024,),

@@ -145,9 +145,9 @@ def test_input_that_does_not_fit_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("name", "millions"), [("base", 93.29), ("large", 326.95), ("xlarge", 596.97)]
+    ("name", "millions"), [("tiny", 8.09), ("base", 93.29), ("large", 326.95), ("xlarge", 596.97)]
 )
-def test_named_models_have_the_papers_number_of_parameters(name: str, millions: float) -> None:
+def test_named_models_have_their_number_of_parameters(name: str, millions: float) -> None:
     with torch.device("meta"):
         model = Zipformer(ZipformerConfig.named(name))
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.02)

@@ -159,3 +159,51 @@ def test_a_model_that_is_moved_and_copied_still_runs(tiny_config: Build) -> None
         expected = model(fbank, lens).output
         double = model.double()(fbank.double(), lens).output
     torch.testing.assert_close(double.float(), expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_checkpointed_layers_give_the_same_step(tiny_config: Build, causal: bool) -> None:
+    model = Zipformer(tiny_config(causal=causal, chunk_size=8, left_context_frames=16)).train()
+    set_schedule(model, 100.0)  # when everything is drawn at random
+    fbank, lens = torch.randn(3, 60, 20, generator=torch.Generator().manual_seed(1)), [60, 41, 7]
+    results = []
+    for on in (False, True):
+        model.set_checkpointing(on)
+        model.zero_grad()
+        torch.manual_seed(4)
+        output = model(fbank, torch.tensor(lens)).output
+        output.square().sum().backward()
+        results.append([output, *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
+
+
+def test_checkpointing_keeps_less(tiny_config: Build) -> None:
+    model = Zipformer(tiny_config(num_encoder_layers=3)).train()
+    fbank, lens = torch.randn(2, 400, 20), torch.tensor([400, 400])
+    kept = []
+    for on in (False, True):
+        model.set_checkpointing(on)
+        storages: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor, storages: dict[int, int] = storages) -> torch.Tensor:
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = model(fbank, lens).output
+        del output
+        kept.append(sum(storages.values()))
+    assert kept[1] < 0.5 * kept[0]
+
+
+@torch.no_grad()
+def test_compiled_equals_eager_at_every_length(tiny_config: Build) -> None:
+    torch.manual_seed(0)
+    model = Zipformer(tiny_config()).eval()
+    compiled = torch.compile(model, dynamic=True, backend="aot_eager")
+    for batch_size, num_frames in ((2, 40), (3, 57), (2, 131)):
+        fbank = torch.randn(batch_size, num_frames, 20)
+        lens = torch.tensor([num_frames, *range(20, 20 + batch_size - 1)])
+        ours, plain = compiled(fbank, lens), model(fbank, lens)
+        assert torch.equal(ours.lens, plain.lens)
+        torch.testing.assert_close(ours.output, plain.output, atol=1e-5, rtol=1e-5)
