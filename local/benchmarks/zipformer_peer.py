@@ -10,6 +10,8 @@ derivative for the backward pass kept in one byte, by the fastest operations of 
 import importlib
 import sys
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +127,30 @@ def twin_of(model: Zipformer) -> IcefallEncoder:
     known = twin.state_dict().keys()
     twin.load_state_dict({k: v for k, v in model.state_dict().items() if k in known})
     return twin
+
+
+@contextmanager
+def plain_gradients() -> Iterator[None]:
+    """Leaves icefall's gradients as they follow from the outputs.
+
+    Its balancers and whitening act in evaluation, too, where there are gradients; and derivatives
+    of Swoosh that were kept in one byte are not exact.
+    """
+    scaling, zipformer = (importlib.import_module(name) for name in ("scaling", "zipformer"))
+    k2 = sys.modules["k2"]
+    changed = [
+        (scaling.Balancer, "forward", lambda self, x: x),
+        (scaling.Whiten, "forward", lambda self, x: x),
+        (scaling.ScaleGrad, "forward", lambda self, x: x),
+        (zipformer, "penalize_abs_values_gt", lambda x, *_, **__: x),
+        (k2, "swoosh_l", k2.swoosh_l_forward),
+        (k2, "swoosh_r", k2.swoosh_r_forward),
+    ]
+    before = [getattr(owner, name) for owner, name, _ in changed]
+    for owner, name, function in changed:
+        setattr(owner, name, function)
+    try:
+        yield
+    finally:
+        for (owner, name, _), function in zip(changed, before, strict=True):
+            setattr(owner, name, function)

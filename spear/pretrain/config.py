@@ -28,6 +28,10 @@ class PretrainConfig:
     student: ZipformerConfig = field(default_factory=ZipformerConfig)
     """The encoder."""
 
+    activation_checkpointing: bool = False
+    """Runs every layer again in the backward pass instead of keeping its inside: the memory of a
+    step falls to a fraction, the step takes about a third longer."""
+
     mask: MaskConfig = field(default_factory=MaskConfig)
     """What the student may not see."""
 

@@ -2,7 +2,12 @@
 
 from torch import Tensor, nn
 
-from spear.zipformer.attention_scores import Projections, attention_weights, split_heads
+from spear.zipformer.attention_scores import (
+    Projections,
+    SharedWeights,
+    attention_weights,
+    split_heads,
+)
 from spear.zipformer.frames import Frames
 from spear.zipformer.initialization import scaled_linear
 from spear.zipformer.memory import Remember, no_memory
@@ -50,7 +55,7 @@ class AttentionWeights(nn.Module):
 
     def forward(
         self, x: Tensor, positions: Tensor, frames: Frames, remember: Remember = no_memory
-    ) -> Tensor:
+    ) -> SharedWeights:
         """Computes the weights.
 
         Args:
@@ -60,8 +65,8 @@ class AttentionWeights(nn.Module):
             remember: Puts the keys of a stream's past before those of x.
 
         Returns:
-            (B, H, T, S), target frame before source frame; every row sums to one. The sources are
-            the frames of x behind those remembered.
+            (B, H, T, S) twice and (B, T, S); the sources are the frames of x behind those
+            remembered.
         """
         projected = self.in_proj(x)
         query, key, pos_query = projected.split(

@@ -38,9 +38,25 @@ class Projections(NamedTuple):
     encoded: Tensor | None
 
 
+class SharedWeights(NamedTuple):
+    """The same weights, once for each of the three modules of a layer that use them.
+
+    Their gradients arrive apart, so that autograd adds up no tensors of this size.
+
+    Attributes:
+        first: (B, H, T, S), target frame before source frame; every row sums to one.
+        second: The same tensor.
+        one_head: (B, T, S), of the first head.
+    """
+
+    first: Tensor
+    second: Tensor
+    one_head: Tensor
+
+
 def attention_weights(
     projections: Projections, hidden: Tensor, num_heads: int, penalty: float = 0.0
-) -> Tensor:
+) -> SharedWeights:
     """Computes softmax over sources of the scores.
 
     Args:
@@ -51,13 +67,13 @@ def attention_weights(
             none.
 
     Returns:
-        (B, H, T, S) in the type of the query; every row sums to one.
+        The weights, in the type of the query.
     """
     if torch.compiler.is_compiling():
         scores = _scores(projections, num_heads)
-        return _softmax(scores.masked_fill(hidden, MASKED_SCORE))
-    weights: Tensor = _AttentionWeights.apply(*projections, hidden, num_heads, penalty)
-    return weights
+        weights = _softmax(scores.masked_fill(hidden, MASKED_SCORE))
+        return SharedWeights(weights, weights, weights[:, 0])
+    return SharedWeights(*_AttentionWeights.apply(*projections, hidden, num_heads, penalty))
 
 
 class _AttentionWeights(Function):
@@ -71,7 +87,7 @@ class _AttentionWeights(Function):
         hidden: Tensor,
         num_heads: int,
         penalty: float,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         projections = Projections(query, key, pos_query, encoded)
         batch_size, num_targets, num_sources = query.shape[0], query.shape[1], key.shape[1]
         weights = query.new_empty(batch_size, num_heads, num_targets, num_sources)
@@ -81,10 +97,12 @@ class _AttentionWeights(Function):
             weights[part] = _softmax(scores)
         ctx.save_for_backward(*projections, weights)
         ctx.constants = (num_heads, penalty)
-        return weights
+        return weights, weights.detach(), weights.detach()[:, 0]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad: Tensor, second: Tensor, one_head: Tensor
+    ) -> tuple[Tensor | None, ...]:
         *saved, weights = ctx.saved_tensors
         projections = Projections(*saved)
         num_heads, penalty = ctx.constants
@@ -96,7 +114,9 @@ class _AttentionWeights(Function):
             by_offset = grad.new_zeros(size, *weights.shape[1:3], num_offsets)
         for part in _parts(weights):
             some = _part_of(projections, part)
-            grad_scores = _softmax_backward(grad[part], weights[part])
+            grad_weights = grad[part] + second[part]
+            grad_weights[:, 0] += one_head[part]
+            grad_scores = _softmax_backward(grad_weights, weights[part])
             if penalty != 0.0:
                 scores = _scores(some, num_heads)
                 grad_scores += penalty * scores.sign() * (scores.abs() > _MAX_SCORE)

@@ -4,7 +4,7 @@ Whatever looks sideways (attention, convolution, pooling) asks `Frames` what it 
 evaluation an utterance gets the output that it would get alone.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -81,6 +81,10 @@ class Frames:
         rows = torch.arange(x.shape[0], device=x.device)
         last = x[rows, (self.lens - 1).clamp_min(0)].unsqueeze(1)
         return torch.where(longer.padding, last, F.pad(x, (0, 0, 0, num_frames - x.shape[1])))
+
+    def of(self, rows: Tensor) -> "Frames":
+        """Returns the frames of some utterances, by their numbers (B',) in the batch."""
+        return replace(self, lens=self.lens[rows])
 
     def downsampled(self, factor: int) -> "Frames":
         """Returns the frames at a rate lower by `factor`; a started group counts as a frame."""

@@ -53,7 +53,8 @@ class ZipformerLayer(nn.Module):
         # icefall's files have this unused scale. A buffer, not a parameter: DDP and optimisers
         # would wait for its gradient.
         self.register_buffer("bypass_scale", torch.full((dim,), 0.5))
-        self.bypass = Bypass(dim, skip_rate)
+        self.skip_rate = skip_rate
+        self.bypass = Bypass(dim)
         self.bypass_mid = Bypass(dim)
         self.self_attn_weights = AttentionWeights(
             dim, shape.pos_dim, shape.num_heads, shape.query_head_dim, shape.pos_head_dim
@@ -98,12 +99,36 @@ class ZipformerLayer(nn.Module):
     ) -> Tensor:
         """Maps (B, T, dim) to (B, T, dim).
 
+        In training, utterances that skip the layer are not computed.
+
         Args:
             x: The input.
             positions: (T + S - 1, pos_dim), the encoding of offsets.
             frames: The valid frames.
             memory: Of a stream.
         """
+        rows = self._draw_rows(x)
+        if rows is None:
+            return self._run(x, positions, frames, memory)
+        if len(rows) == 0:  # DDP wants a gradient, if zero, of every parameter in every step
+            return x + 0.0 * self._run(x, positions, frames, memory)
+        y = self._run(x[rows], positions, frames.of(rows), memory)
+        return x.index_copy(0, rows, y.to(x.dtype))
+
+    def _draw_rows(self, x: Tensor) -> Tensor | None:
+        """Draws which utterances (B',) go through the layer; None is all of them.
+
+        By the CPU's generator: a GPU would have to be waited for.
+        """
+        rate = float(self.skip_rate)
+        if not self.training or rate == 0.0:
+            return None
+        kept = torch.rand(len(x)) > rate
+        return None if bool(kept.all()) else kept.nonzero().squeeze(1).to(x.device)
+
+    def _run(
+        self, x: Tensor, positions: Tensor, frames: Frames, memory: LayerMemory | None
+    ) -> Tensor:
         before = x
 
         def remember(name: str) -> Remember:
@@ -112,15 +137,15 @@ class ZipformerLayer(nn.Module):
         weights = self.self_attn_weights(x, positions, frames, remember("key"))
         kept = self._draw(x, self.attention_skip_rate)
         x = x + self.feed_forward1(x)
-        branch = self.nonlin_attention(x, weights[:, 0], remember("nonlin"))
+        branch = self.nonlin_attention(x, weights.one_head, remember("nonlin"))
         x = add_branch(x, self.balancer_na(branch), kept)
-        x = add_branch(x, self.self_attn1(x, weights, remember("value1")), kept)
+        x = add_branch(x, self.self_attn1(x, weights.first, remember("value1")), kept)
         branch = self.conv_module1(x, frames, remember("conv1"))
         x = add_branch(x, branch, self._draw(x, self.conv_skip_rate))
         branch = self.balancer_ff2(self.feed_forward2(x))
         x = add_branch(x, branch, self._draw(x, self.ff2_skip_rate))
         x = self.bypass_mid(before, x)
-        x = add_branch(x, self.self_attn2(x, weights, remember("value2")), kept)
+        x = add_branch(x, self.self_attn2(x, weights.second, remember("value2")), kept)
         branch = self.conv_module2(x, frames, remember("conv2"))
         x = add_branch(x, branch, self._draw(x, self.conv_skip_rate))
         branch = self.balancer_ff3(self.feed_forward3(x))
@@ -148,7 +173,7 @@ class ZipformerLayer(nn.Module):
         def finish(before: Tensor, x: Tensor, log_scale: Tensor, scale: Tensor) -> Tensor:
             return mix(before, self.norm(x, log_scale), scale)
 
-        scales = self.norm.draw_log_scale(), self.bypass.draw_scale(before)
+        scales = self.norm.draw_log_scale(), self.bypass.draw_scale()
         return recomputed(finish, before, x, *scales)
 
     def _draw(self, x: Tensor, rate: FloatLike) -> Tensor | None:

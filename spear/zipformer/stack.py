@@ -144,7 +144,7 @@ class DownsampledStack(nn.Module):
         def combine(x: Tensor, low: Tensor, scale: Tensor) -> Tensor:
             return mix(x, upsample(low, self.factor, x.shape[1]), scale)
 
-        output = recomputed(combine, x, inner.output, self.out_combiner.draw_scale(x))
+        output = recomputed(combine, x, inner.output, self.out_combiner.draw_scale())
         return StackOutput(output, inner.layers)
 
 

@@ -13,6 +13,7 @@ from spear.zipformer.activations import (
     shared_dropout_mask,
     swoosh_linear,
 )
+from spear.zipformer.bypass import add_branch, draw_kept
 from spear.zipformer.config import ZipformerConfig
 from spear.zipformer.depthwise import depthwise_conv
 from spear.zipformer.frames import Frames
@@ -77,10 +78,8 @@ class ConvNeXt(nn.Module):
         # Activated twice, so that nothing of it is kept.
         y = self._pointwise(recomputed(convolve, x))
         x = activate(x)
-        skip_rate = float(self.skip_rate)
-        if self.training and skip_rate != 0.0:
-            y = y * (torch.rand(x.shape[0], 1, 1, 1, device=x.device) > skip_rate)
-        return self.out_whiten(self.out_balancer(x + y))
+        kept = draw_kept(x, float(self.skip_rate), self.training)
+        return self.out_whiten(self.out_balancer(add_branch(x, y, kept)))
 
     def _pointwise(self, x: Tensor) -> Tensor:
         """Runs the two pointwise convolutions on x (B, T, F, C), a part at a time.
@@ -103,8 +102,8 @@ class ConvNeXt(nn.Module):
 
 
 def _part_rows(device: torch.device, num_channels: int) -> int:
-    """Rows of `num_channels` that are worked on at a time: 16 MB on a CPU, 0.5 GB elsewhere."""
-    return max(1, (1 << (22 if device.type == "cpu" else 27)) // num_channels)
+    """Rows of `num_channels` that are worked on at a time: 4 MB on a CPU, 0.5 GB elsewhere."""
+    return max(1, (1 << (20 if device.type == "cpu" else 27)) // num_channels)
 
 
 def _as_linear(conv: nn.Conv2d) -> tuple[Tensor, Tensor]:

@@ -149,10 +149,18 @@ def test_attention_weights_and_their_gradients(
     hidden = hidden[:, None, None]
     ours = attention_weights(given, hidden, HEADS, penalty)
     plain, excess = plain_weights(given, hidden, penalty)
-    torch.testing.assert_close(ours, plain)
-    grad, inputs = torch.randn_like(ours), [x for x in given if x is not None]
-    expected = torch.autograd.grad((plain * grad).sum() + excess, inputs)
-    for our, their in zip(torch.autograd.grad(ours, inputs, grad), expected, strict=True):
+    theirs = (plain, plain, plain[:, 0])
+    for our, their in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our, their)
+    inputs = [x for x in given if x is not None]
+    uses = [torch.randn_like(x) for x in theirs]
+    if num_remembered:
+        uses[1].zero_()  # as when only one module is used
+    loss = sum((x * use).sum() for x, use in zip(theirs, uses, strict=True)) + excess
+    expected = torch.autograd.grad(loss, inputs)
+    used = ours if not num_remembered else (ours.first, ours.one_head)
+    grads = uses if not num_remembered else (uses[0], uses[2])
+    for our, their in zip(torch.autograd.grad(used, inputs, grads), expected, strict=True):
         torch.testing.assert_close(our, their, atol=1e-4, rtol=1e-4)
     assert penalty == 0.0 or float(excess.detach()) > 0.0  # or nothing was tested
 
@@ -161,7 +169,8 @@ def test_half_precision_attention_stays_close_to_float32() -> None:
     given = make_projections(0, positions=True, scale=1.0)
     hidden = torch.zeros(2, 1, 1, 6, dtype=torch.bool)
     half = Projections(*(x.detach().bfloat16().requires_grad_() for x in given))
-    ours, plain = attention_weights(half, hidden, HEADS), attention_weights(given, hidden, HEADS)
+    ours = attention_weights(half, hidden, HEADS).first
+    plain = attention_weights(given, hidden, HEADS).first
     assert ours.dtype == torch.bfloat16
     torch.testing.assert_close(ours.float(), plain, atol=0.02, rtol=0.05)
     grad = torch.randn_like(plain)

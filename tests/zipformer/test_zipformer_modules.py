@@ -21,6 +21,7 @@ from spear.zipformer.causal_convolution import ChunkCausalDepthwiseConv1d
 from spear.zipformer.convolution import DepthwiseConv1d
 from spear.zipformer.frames import Frames
 from spear.zipformer.initialization import scaled_linear
+from spear.zipformer.layer import LayerShape, ZipformerLayer
 from spear.zipformer.norm import BiasNorm
 from spear.zipformer.positions import RelativePositions, encode_offsets, relative_to_absolute
 from spear.zipformer.resampling import Downsample, match_channels, upsample, widest
@@ -204,7 +205,8 @@ def test_attention_weights_are_the_formula_and_blind_to_padding() -> None:
     module = AttentionWeights(10, 8, num_heads=2, query_head_dim=6, pos_head_dim=3).eval()
     x, lens = torch.randn(2, 7, 10), [7, 4]
     positions = RelativePositions(8).eval()(x)
-    weights = module(x, positions, Frames(torch.tensor(lens), 7))
+    weights, again, one_head = module(x, positions, Frames(torch.tensor(lens), 7))
+    assert torch.equal(again, weights) and torch.equal(one_head, weights[:, 0])
     for row, length in enumerate(lens):
         expected = naive_attention(module, x[row], positions, length)
         torch.testing.assert_close(weights[row], expected, atol=1e-6, rtol=1e-5)
@@ -274,16 +276,46 @@ def test_chunk_causal_convolution_is_its_definition(chunk_size: int) -> None:
         torch.testing.assert_close(ours[t], causal + scale * chunk, atol=1e-5, rtol=1e-5)
 
 
-def test_bypass_mixes_by_channel_and_skips_utterances_in_training() -> None:
-    bypass = Bypass(3, skip_rate=0.5)
+def test_bypass_mixes_by_channel() -> None:
+    bypass = Bypass(3)
     with torch.no_grad():
         bypass.bypass_scale.copy_(torch.tensor([0.0, 0.5, 1.0]))
-    before, after = torch.zeros(400, 2, 3), torch.ones(400, 2, 3)
-    assert torch.equal(bypass.eval()(before, after)[0, 0], torch.tensor([0.0, 0.5, 1.0]))
-    trained = bypass.train()(before, after)
-    skipped = (trained == 0).all(dim=(1, 2))
-    assert float(skipped.float().mean()) == pytest.approx(0.5, abs=0.1)
-    assert torch.equal(trained[~skipped][0, 0], torch.tensor([0.0, 0.5, 1.0]))
+    before, after = torch.zeros(4, 2, 3), torch.ones(4, 2, 3)
+    for training in (False, True):
+        mixed = bypass.train(training)(before, after)
+        assert torch.equal(mixed[0, 0], torch.tensor([0.0, 0.5, 1.0]))
+
+
+LAYER = LayerShape(
+    dim=12, pos_dim=8, num_heads=2, query_head_dim=4, pos_head_dim=2, value_head_dim=4,
+    feedforward_dim=16, kernel_size=5, causal=False,
+)  # fmt: skip
+
+
+def run_layer(layer: ZipformerLayer, x: Tensor) -> Tensor:
+    positions = RelativePositions(8).eval()(x)
+    output: Tensor = layer(x, positions, Frames(torch.full((len(x),), x.shape[1]), x.shape[1]))
+    return output
+
+
+def test_a_skipped_layer_is_left_out_for_whole_utterances() -> None:
+    layer, x = ZipformerLayer(LAYER, dropout=0.0, skip_rate=0.5), torch.randn(300, 4, 12)
+    output = run_layer(layer.train(), x)
+    skipped = (output == x).all(dim=(1, 2))
+    assert float(skipped.float().mean()) == pytest.approx(0.5, abs=0.12)
+    # Without schedules nothing else is random in the values: the others went through the layer.
+    expected = run_layer(layer.eval(), x)
+    torch.testing.assert_close(output[~skipped], expected[~skipped], atol=1e-5, rtol=1e-5)
+    assert (expected != x).any(dim=2).all()
+
+
+def test_a_layer_that_all_skip_still_gives_every_parameter_a_gradient() -> None:
+    layer = ZipformerLayer(LAYER, dropout=0.0, skip_rate=1.0).train()
+    x = torch.randn(2, 4, 12)
+    output = run_layer(layer, x)
+    assert torch.equal(output, x)
+    output.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in layer.parameters())
 
 
 def test_branches_are_dropped_for_whole_utterances_and_without_rescaling() -> None:

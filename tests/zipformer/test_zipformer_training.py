@@ -129,7 +129,7 @@ def test_training_mode_without_a_schedule_skips_no_layer(tiny_config: Build) -> 
     """A user who fine-tunes in a loop of their own gets a mild model, not one of step 0."""
     model = Zipformer(tiny_config())
     layer = model.encoder.encoders[0].layers[0]
-    rates = (layer.bypass.skip_rate, layer.attention_skip_rate, layer.conv_skip_rate)
+    rates = (layer.skip_rate, layer.attention_skip_rate, layer.conv_skip_rate)
     rates += (layer.ff2_skip_rate, layer.ff3_skip_rate, layer.self_attn_weights.pos_emb_skip_rate)
     assert [float(rate) for rate in rates] == [0.0] * 6
 
