@@ -85,6 +85,9 @@ class _Swoosh(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
+        loops = _loops_for(x)
+        if loops is not None and grad.dtype == x.dtype and grad.stride() == x.stride():
+            return loops.swoosh_gradient(x, grad, ctx.shape.offset), None
         return swoosh_derivative(x, ctx.shape).mul_(grad), None
 
 

@@ -114,6 +114,23 @@ def _backward(x: Any, y: Any, grad: Any, offset: Any, constant: Any) -> None:
         grad[i] = grad[i] * ((share if z > _ZERO else e * share) - _SLOPE)
 
 
+@compiled(**_OPTIONS)
+def _gradient(x: Any, grad: Any, result: Any, offset: Any) -> None:
+    """Writes grad times the derivative into result; all (n,)."""
+    for i in range(x.shape[0]):
+        z = x[i] - offset
+        e = _exp(z if z < _ZERO else -z)
+        share = _ONE / (_ONE + e)
+        result[i] = grad[i] * ((share if z > _ZERO else e * share) - _SLOPE)
+
+
+@compiled(parallel=True)
+def _gradient_threaded(x: Any, grad: Any, result: Any, offset: Any) -> None:
+    for block in numba.prange((x.shape[0] + _BLOCK - 1) // _BLOCK):
+        first, end = block * _BLOCK, min((block + 1) * _BLOCK, x.shape[0])
+        _gradient(x[first:end], grad[first:end], result[first:end], offset)
+
+
 @compiled(parallel=True)
 def _forward_threaded(x: Any, y: Any, offset: Any, constant: Any) -> None:
     for block in numba.prange((x.shape[0] + _BLOCK - 1) // _BLOCK):
@@ -134,6 +151,14 @@ def swoosh(x: Tensor, offset: float, constant: float) -> Tensor:
     run = _forward_threaded if enter_threads(x.numel(), _MIN_ELEMENTS) else _forward
     run(_flat(x), _flat(y), np.float32(offset), np.float32(constant))
     return y
+
+
+def swoosh_gradient(x: Tensor, grad: Tensor, offset: float) -> Tensor:
+    """Returns grad times the derivative; both dense float32, in memory in the same order."""
+    result = torch.empty_like(x)
+    run = _gradient_threaded if enter_threads(x.numel(), _MIN_ELEMENTS) else _gradient
+    run(_flat(x), _flat(grad), _flat(result), np.float32(offset))
+    return result
 
 
 def swoosh_backward(x: Tensor, grad: Tensor, offset: float, constant: float) -> Tensor:

@@ -51,7 +51,9 @@ def test_swoosh_and_its_slope(shape: SwooshShape, layout: str) -> None:
     torch.testing.assert_close(swoosh(x, shape).double(), expected, atol=1e-6, rtol=2e-7)
     grad = torch.randn_like(x)
     (slope,) = torch.autograd.grad(expected, leaf, grad.double())
-    y = swoosh_backward(x, grad, shape)
+    (by_autograd,) = torch.autograd.grad(swoosh(x.requires_grad_(), shape), x, grad)
+    torch.testing.assert_close(by_autograd.double(), slope, atol=1e-6, rtol=1e-6)
+    y = swoosh_backward(x.detach(), grad, shape)
     torch.testing.assert_close(y.double(), expected, atol=1e-6, rtol=2e-7)
     torch.testing.assert_close(grad.double(), slope, atol=1e-6, rtol=1e-6)
 
