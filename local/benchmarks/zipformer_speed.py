@@ -46,7 +46,9 @@ def make_sides(args: argparse.Namespace) -> dict[str, nn.Module]:
     """Returns both encoders with the same weights."""
     torch.manual_seed(0)
     # icefall's front end does not pad, and its output is always downsampled.
-    changes = {"frontend_pad": False, "output_downsampling_factor": 2}
+    changes: dict[str, Any] = {"frontend_pad": False, "output_downsampling_factor": 2}
+    if args.causal:
+        changes.update(causal=True, chunk_size=(16,), left_context_frames=(64,))
     ours = Zipformer(ZipformerConfig.named(args.model, **changes))
     theirs = twin_of(ours)
     return {"spear": ours.to(args.device), "icefall": theirs.to(args.device)}
@@ -162,6 +164,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--icefall", type=Path, required=True, help="a checkout of icefall")
     parser.add_argument("--model", default="base", help="which named configuration")
+    parser.add_argument("--causal", action="store_true", help="chunks of 16 frames, context of 64")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--clips", type=int, default=4)
     parser.add_argument("--clip-s", type=float, default=10.0)
@@ -200,7 +203,7 @@ def main(argv: list[str] | None = None) -> None:
     header = ("", "here s", "icefall s", "here audio s/s", "icefall audio s/s", "ratio")
     threads = f"{torch.get_num_threads()} threads" if args.device == "cpu" else "bfloat16 autocast"
     blocks = [
-        f"# The {args.model} encoder beside icefall's",
+        f"# The {args.model} encoder{', causal,' if args.causal else ''} beside icefall's",
         f"{args.clips} clips of {args.clip_s:g} s on {args.device}, {threads}, torch "
         f"{torch.__version__}, numba {'used' if is_installed() else 'absent'}, medians of "
         f"{args.repeats} turns. A step is forward and backward of the encoder, without optimiser. "
@@ -212,7 +215,7 @@ def main(argv: list[str] | None = None) -> None:
         f"{memory['spear'] / memory['icefall']:.2f}; "
         f"{checkpointed:,.0f} MiB here with activation checkpointing.",
     ]
-    name = f"zipformer_{args.model}_{args.device}.md"
+    name = f"zipformer_{args.model}{'_causal' if args.causal else ''}_{args.device}.md"
     write_markdown(args.output or Path(__file__).parent / "results" / name, blocks)
     sys.stdout.write("\n\n".join(blocks) + "\n")
 

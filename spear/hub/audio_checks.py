@@ -40,7 +40,9 @@ def check_audio(audio: Tensor, audio_lens: Tensor) -> None:
         raise AudioError(
             f"audio_lens has shape {tuple(audio_lens.shape)} for {audio.shape[0]} recordings"
         )
-    if audio.numel() == 0 or not bool(((audio_lens > 0) & (audio_lens <= audio.shape[1])).all()):
+    if audio.numel() == 0:
+        raise AudioError(f"audio of shape {tuple(audio.shape)} is empty: give at least one sample")
+    if not bool(((audio_lens > 0) & (audio_lens <= audio.shape[1])).all()):
         raise AudioError(
             f"audio_lens {audio_lens.tolist()} must lie between 1 and the {audio.shape[1]} samples"
         )

@@ -92,19 +92,21 @@ class SpearModel(PreTrainedModel):
         audio: Tensor | None = None,
         audio_lens: Tensor | None = None,
         return_dict: bool | None = None,
+        *,
+        sampling_rate: int | None = None,
         **_: Any,
     ) -> SpearModelOutput | tuple[Any, ...]:
         """Encodes (B, S) audio at 16 kHz, with a (B, S) sample mask or (B,) lengths.
 
         Raises:
-            AudioError: No audio is given, or it cannot be audio.
+            AudioError: No audio is given, or it cannot be audio, or has another rate.
         """
         samples = input_values if input_values is not None else audio
         if samples is None:
             raise AudioError("give the audio as input_values=(batch, samples) or audio=")
         if audio_lens is None and attention_mask is not None:
             audio_lens = attention_mask.to(torch.int64).sum(dim=1)
-        encoded = self.model(samples, audio_lens)
+        encoded = self.model(samples, audio_lens, sampling_rate)
         output = SpearModelOutput(
             last_hidden_state=encoded["encoder_out"],
             hidden_states=tuple(encoded["hidden_states"]),

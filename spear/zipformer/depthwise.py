@@ -51,12 +51,13 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         weight: (C, 1, kh, kw), both odd.
         bias: (C,).
     """
-    by_loops = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
-    if by_loops and torch.is_grad_enabled() and is_installed() and not _is_traced():
+    if torch.is_grad_enabled() and _can_use_loops(x, weight):
         y: Tensor = _DepthwiseConv.apply(x, weight, bias)
         return y
     return _convolve(x, weight, bias)
 
 
-def _is_traced() -> bool:
-    return torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
+def _can_use_loops(x: Tensor, weight: Tensor) -> bool:
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return False
+    return x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and is_installed()

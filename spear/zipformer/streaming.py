@@ -182,13 +182,15 @@ class ZipformerStream:
         config = model.config
         self._pads = (PAD_LEFT, PAD_RIGHT) if config.frontend_pad else (0, 0)
         self._waiting = self._padding(self._pads[0], model.encoder_embed.out.weight)
+        self._has_ended = False
 
     def push(self, fbank: Tensor) -> Tensor:
         """Takes the next frames (T, M) float; returns (T', D), the frames that they complete.
 
         Raises:
-            DataError: The frames have another shape.
+            DataError: The frames have another shape, or the stream has ended.
         """
+        self._require_open()
         num_bins = self._waiting.shape[1]
         if fbank.ndim != 2 or fbank.shape[1] != num_bins:
             raise DataError(f"fbank has shape {tuple(fbank.shape)}, expected (frames, {num_bins})")
@@ -199,7 +201,13 @@ class ZipformerStream:
         return self._join(outputs)
 
     def finish(self) -> Tensor:
-        """Ends the stream; returns the frames (T', D) that were waiting for more."""
+        """Ends the stream; returns the frames (T', D) that were waiting for more.
+
+        Raises:
+            DataError: It has ended before.
+        """
+        self._require_open()
+        self._has_ended = True
         pad = self._padding(self._pads[1], self._waiting)
         self._waiting = torch.cat((self._waiting, pad))
         num_ahead = num_subsampled(len(self._waiting), frontend_pad=False)
@@ -208,6 +216,10 @@ class ZipformerStream:
         for left in range(num_ahead, 0, -self._streaming.chunk_size):
             outputs.append(self._step(left))
         return self._join(outputs)
+
+    def _require_open(self) -> None:
+        if self._has_ended:
+            raise DataError("this stream has ended: begin another for the next recording")
 
     def _step(self, num_ahead: int) -> Tensor:
         streaming = self._streaming

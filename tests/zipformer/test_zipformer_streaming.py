@@ -129,8 +129,13 @@ def test_what_cannot_stream_says_why(tiny_config: Build, changes: dict[str, obje
 
 def test_inputs_of_another_shape_are_refused(tiny_config: Build) -> None:
     model = Zipformer(tiny_config(**STREAMING)).eval()
+    stream = ZipformerStream(model)
     with pytest.raises(DataError, match="expected"):
-        ZipformerStream(model).push(torch.zeros(10, 21))
+        stream.push(torch.zeros(10, 21))
+    stream.finish()
+    for call in (stream.finish, lambda: stream.push(torch.zeros(1, 20))):
+        with pytest.raises(DataError, match="has ended"):
+            call()
     streaming = StreamingZipformer(model)
     with pytest.raises(DataError, match="a step takes"):
         streaming.step(torch.zeros(1, 5, 20), torch.tensor([9]), streaming.initial_state())
