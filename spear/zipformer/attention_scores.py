@@ -3,8 +3,8 @@
 The score of source frame j for target frame i is q_i k_j + p_i r(j - i). Written as tensor
 operations, autograd would keep or make five tensors of the size of the weights or twice that (the
 scores by offset, by frame, their sum, masked, and a gradient padded with zeros), which for ten
-seconds are 30 MB each. Here the weights are all that is kept, and on a CPU one utterance is worked
-on at a time, so that what is in between stays in the cache.
+seconds are 30 MB each. Here the weights are all that is kept, and on a CPU a few utterances are
+worked on at a time, so that what is in between stays in the cache.
 
 Cost for T target and S source frames, d channels of a query and p of a position query, per head:
 T S d + T (T + S) p multiplications forward and twice as many backward.
@@ -20,6 +20,7 @@ from spear.zipformer.frames import MASKED_SCORE
 from spear.zipformer.positions import relative_to_absolute
 
 _MAX_SCORE = 25.0
+_PART_ELEMENTS = 1 << 20
 
 
 class Projections(NamedTuple):
@@ -91,7 +92,7 @@ class _AttentionWeights(Function):
         projections = Projections(query, key, pos_query, encoded)
         batch_size, num_targets, num_sources = query.shape[0], query.shape[1], key.shape[1]
         weights = query.new_empty(batch_size, num_heads, num_targets, num_sources)
-        for part in _parts(query):
+        for part in _parts(weights):
             scores = _scores(_part_of(projections, part), num_heads)
             _hide(scores, hidden[part])
             weights[part] = _softmax(scores)
@@ -120,14 +121,18 @@ class _AttentionWeights(Function):
             if penalty != 0.0:
                 scores = _scores(some, num_heads)
                 grad_scores += penalty * scores.sign() * (scores.abs() > _MAX_SCORE)
-            _add_gradients(grad_scores, some, _part_of(grads, part), by_offset)
+            scratch = None if by_offset is None else by_offset[: len(grad_scores)]
+            _add_gradients(grad_scores, some, _part_of(grads, part), scratch)
         return *grads, None, None, None
 
 
-def _parts(x: Tensor) -> list[slice]:
-    """What of a batch to work on at a time: one utterance on a CPU, elsewhere all."""
-    size = 1 if x.device.type == "cpu" else max(1, x.shape[0])
-    return [slice(first, first + size) for first in range(0, x.shape[0], size)]
+def _parts(weights: Tensor) -> list[slice]:
+    """What of a batch to work on at a time: on a CPU what stays in its cache, elsewhere all."""
+    batch_size = weights.shape[0]
+    size = max(1, batch_size)
+    if weights.device.type == "cpu" and weights.numel() > 0:
+        size = min(size, max(1, _PART_ELEMENTS * batch_size // weights.numel()))
+    return [slice(first, first + size) for first in range(0, batch_size, size)]
 
 
 def _zeros_like(projections: Projections) -> Projections:

@@ -12,6 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 Function = Callable[..., Tensor]
 
+_MIN_ELEMENTS = 1 << 20
+"""Of small tensors there is little to save, and the bookkeeping takes longer than they do."""
+
 
 def recomputed(function: Function, *tensors: Tensor) -> Tensor:
     """Returns function(*tensors), keeping only `tensors` for the backward pass.
@@ -25,6 +28,8 @@ def recomputed(function: Function, *tensors: Tensor) -> Tensor:
     """
     # A compiler decides by itself what to compute again.
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return function(*tensors)
+    if sum(tensor.numel() for tensor in tensors) < _MIN_ELEMENTS:
         return function(*tensors)
     result: Tensor = checkpoint(function, *tensors, use_reentrant=False, preserve_rng_state=False)
     return result

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spear.zipformer import activations, attention_scores, depthwise
+from spear.zipformer import activations, attention_scores, depthwise, recompute
 from spear.zipformer.activations import SWOOSH_L, SWOOSH_R, SwooshShape, swoosh, swoosh_backward
 from spear.zipformer.attention_scores import Projections, attention_weights
 from spear.zipformer.frames import Frames
@@ -125,30 +125,29 @@ def plain_weights(given: Projections, hidden: Tensor, penalty: float) -> tuple[T
 
 def make_projections(num_remembered: int, positions: bool, scale: float) -> Projections:
     num_targets, num_sources = 6, 6 + num_remembered
-    shapes = [(2, num_targets, HEADS * 4), (2, num_sources, HEADS * 4)]
+    shapes = [(3, num_targets, HEADS * 4), (3, num_sources, HEADS * 4)]
     if positions:
-        shapes += [(2, num_targets, HEADS * 2), (HEADS, 2, num_targets + num_sources - 1)]
+        shapes += [(3, num_targets, HEADS * 2), (HEADS, 2, num_targets + num_sources - 1)]
     tensors = [(scale * torch.randn(shape)).requires_grad_() for shape in shapes]
     return Projections(*tensors, *([None, None] if not positions else []))
 
 
-@pytest.mark.parametrize("parts", ["one utterance at a time", "all at once"])
+@pytest.mark.parametrize("at_a_time", [1, 2, 3])
 @pytest.mark.parametrize("num_remembered", [0, 5])
 @pytest.mark.parametrize("positions", [True, False])
 @pytest.mark.parametrize("penalty", [0.0, 0.01])
 def test_attention_weights_and_their_gradients(
-    parts: str,
+    at_a_time: int,
     num_remembered: int,
     positions: bool,
     penalty: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if parts == "all at once":  # as on a GPU
-        monkeypatch.setattr(attention_scores, "_parts", lambda x: [slice(0, x.shape[0])])
     given = make_projections(num_remembered, positions, scale=4.0)
     num_sources = given.key.shape[1]
-    hidden = torch.arange(num_sources) >= torch.tensor([num_sources, num_sources - 3])[:, None]
-    hidden = hidden[:, None, None]
+    monkeypatch.setattr(attention_scores, "_PART_ELEMENTS", at_a_time * HEADS * 6 * num_sources)
+    lens = torch.tensor([num_sources, num_sources - 3, num_sources - 1])
+    hidden = (torch.arange(num_sources) >= lens[:, None])[:, None, None]
     ours = attention_weights(given, hidden, HEADS, penalty)
     plain, excess = plain_weights(given, hidden, penalty)
     theirs = (plain, plain, plain[:, 0])
@@ -169,7 +168,7 @@ def test_attention_weights_and_their_gradients(
 
 def test_half_precision_attention_stays_close_to_float32() -> None:
     given = make_projections(0, positions=True, scale=1.0)
-    hidden = torch.zeros(2, 1, 1, 6, dtype=torch.bool)
+    hidden = torch.zeros(3, 1, 1, 6, dtype=torch.bool)
     half = Projections(*(x.detach().bfloat16().requires_grad_() for x in given))
     ours = attention_weights(half, hidden, HEADS).first
     plain = attention_weights(given, hidden, HEADS).first
@@ -181,7 +180,10 @@ def test_half_precision_attention_stays_close_to_float32() -> None:
         assert float((our.float() - their).norm() / their.norm()) < 0.05
 
 
-def test_recomputing_gives_the_same_gradients_and_keeps_only_the_arguments() -> None:
+def test_recomputing_gives_the_same_gradients_and_keeps_only_the_arguments(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recompute, "_MIN_ELEMENTS", 0)
     calls: list[str] = []
 
     def function(x: Tensor, weight: Tensor, log: Callable[[str], None]) -> Tensor:
@@ -203,6 +205,10 @@ def test_recomputing_gives_the_same_gradients_and_keeps_only_the_arguments() -> 
     assert calls == ["activation", "product"] * 2
     with torch.no_grad():
         assert torch.equal(recomputed(lambda x: x + 1.0, x), x + 1.0)
+    monkeypatch.undo()
+    calls.clear()
+    recomputed(functools.partial(function, log=calls.append), x, weight).sum().backward()
+    assert calls == ["activation", "product"]  # small tensors are kept
 
 
 def test_padding_is_looked_for_only_where_looking_is_free() -> None:
