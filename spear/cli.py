@@ -6,27 +6,35 @@ is quick and optional packages stay optional.
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from spear import __version__
+from spear.cli_words import split_words
 from spear.config import parse_config
 from spear.errors import SpearError
 from spear.progress import setup_logging
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
 
 
 @dataclass(frozen=True)
 class Command:
-    """Where a command lives and what it is for; `positional` names fields given without `--`."""
+    """Where a command lives and what it is for.
+
+    `positional` names the fields of leading words without `--`, `listed` the one field that takes
+    all plain words, wherever they stand.
+    """
 
     module: str
     config: str
     summary: str
     positional: tuple[str, ...] = ()
+    listed: str | None = None
 
 
 COMMANDS = {
@@ -47,6 +55,15 @@ COMMANDS = {
         "spear.asr.finetune", "FinetuneAsrConfig", "model -> speech recogniser"
     ),
     "decode": Command("spear.asr.decode", "DecodeConfig", "recogniser -> text, word error rate"),
+    "embed-files": Command(
+        "spear.features.embed_files", "EmbedFilesConfig", "recordings -> features", listed="files"
+    ),
+    "view": Command(
+        "spear.view.command",
+        "ViewConfig",
+        "recording -> pictures of what a model makes of it",
+        positional=("file",),
+    ),
     "info": Command(
         "spear.hub.info",
         "InfoConfig",
@@ -57,7 +74,10 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit status: 0, 2 for a user's error, 130 for Ctrl-C."""
+    """Runs one command and returns its exit status.
+
+    0, 2 for a user's error, 130 for Ctrl-C, 141 where nobody reads the output any more.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print(_usage())  # noqa: T201
@@ -71,6 +91,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SpearError as error:
         print(f"spear: error: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_USER_ERROR
+    except BrokenPipeError:  # the reader has enough, as `head` has; what is left goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
     except KeyboardInterrupt:
         print("spear: interrupted; the same command goes on from here", file=sys.stderr)  # noqa: T201
         return EXIT_INTERRUPTED
@@ -81,8 +104,13 @@ def _run(name: str, options: list[str]) -> int:
         raise SpearError(f"unknown command {name!r}; known: {', '.join(COMMANDS)}")
     command = COMMANDS[name]
     module = importlib.import_module(command.module)
+    options, plain = split_words(options) if command.listed else (options, [])
     words = _name_positionals(options, command.positional)
-    module.run(parse_config(getattr(module, command.config), words, prog=f"spear {name}"))
+    config = parse_config(getattr(module, command.config), words, prog=f"spear {name}")
+    if command.listed:
+        getattr(config, command.listed).extend(plain)
+    module.run(config)
+    sys.stdout.flush()  # a reader that has gone is noticed here, not while Python ends
     return 0
 
 

@@ -42,8 +42,9 @@ def download(repo: str, patterns: Sequence[str], what: str) -> Path:
         return Path(hub.snapshot_download(repo, allow_patterns=list(patterns)))
     except Exception as error:  # the client's errors share no base class across its versions
         raise CheckpointError(
-            f"{what}: no folder {repo}, and the hub repository of that name cannot be had: "
-            f"{one_line(error)}"
+            f"{what}: no folder {repo}, and the hub repository of that name cannot be had "
+            f"({one_line(error)}): check its name, log in if it is private, or download the folder "
+            "where there is a network and give its path"
         ) from error
 
 

@@ -18,6 +18,7 @@ from spear.asr.ctc import CtcHead, CtcLoss, Hypothesis, ctc_loss, greedy_decode
 from spear.asr.data import AsrBatch
 from spear.asr.scoring import ErrorCounts, total_errors, word_errors
 from spear.asr.tokenizer import Tokenizer, normalize
+from spear.data.collate import StudentFrames
 from spear.errors import CheckpointError
 from spear.training.checkpoint import load_weights
 from spear.training.task import LossTerm, Metric, StepOutput
@@ -26,8 +27,6 @@ from spear.zipformer.weights import load_exact
 
 TOKENIZER_FOLDER = "tokenizer"
 FBANK_SHIFT_S = 0.01
-# Middle of the first 20 ms frame: the front end sees 7 fbank frames, 3 of them padding or none.
-FIRST_CENTER_S = {True: 0.015, False: 0.045}
 
 
 @dataclass(frozen=True)
@@ -94,8 +93,8 @@ class AsrModel(Zipformer):
     def frame_time_s(self, frame: int) -> float:
         """Returns the middle of an encoder frame in seconds from the recording's start."""
         factor = self.config.output_downsampling_factor
-        center = factor * frame + (factor - 1) / 2  # in frames of 20 ms
-        return round(FIRST_CENTER_S[self.config.frontend_pad] + 2 * FBANK_SHIFT_S * center, 4)
+        fbank_frame = StudentFrames(self.config.frontend_pad).centre + 2 * factor * frame
+        return round(FBANK_SHIFT_S * (fbank_frame + 0.5 + factor - 1), 4)
 
     def _transcript(self, hypothesis: Hypothesis) -> Transcript:
         return Transcript(

@@ -16,11 +16,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from spear.asr.ctc import BLANK_ID
 from spear.errors import CheckpointError, ConfigError, DataError
 from spear.files import atomic_folder
 from spear.optional import require
 
-BLANK_ID = 0
 UNKNOWN_ID = 1
 UNKNOWN_TEXT = "\N{REPLACEMENT CHARACTER}"
 MODEL_FILE = "model.spm"
@@ -138,6 +138,13 @@ class Tokenizer:
             raise ValueError(f"token ids must lie in 0 .. {self.vocab_size - 1}, got {list(ids)}")
         text = self._processor.DecodeIds([int(index) for index in ids if index != BLANK_ID])
         return " ".join(text.split())
+
+    @property
+    def vocabulary(self) -> list[str]:
+        """The text of every token by id, for who decodes without sentencepiece."""
+        pieces = [self.piece(index) for index in range(self.vocab_size)]
+        pieces[UNKNOWN_ID] = UNKNOWN_TEXT
+        return pieces
 
     def piece(self, index: int) -> str:
         """Returns how a token is written, e.g. "\N{LOWER ONE EIGHTH BLOCK}THE"."""

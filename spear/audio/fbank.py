@@ -9,8 +9,8 @@ batch; what an utterance is batched with changes nothing.
 
 import math
 
+import numpy as np
 import torch
-from lhotse.features.kaldi.layers import create_frame_window, get_mel_banks
 from torch import Tensor, nn
 
 LOG_EPS = math.log(1e-10)
@@ -22,7 +22,10 @@ FRAME_LENGTH = 400
 FRAME_SHIFT = 160
 """Samples between windows (10 ms)."""
 FFT_LENGTH = 512
-LOW_HZ, HIGH_HZ = 20.0, -400.0  # Kaldi's: a negative upper limit counts from the Nyquist rate
+POVEY_POWER = 0.85
+"""Of a Hann window, which is Kaldi's default."""
+LOW_HZ, HIGH_HZ = 20.0, 7600.0
+"""Where the lowest filter begins and the highest ends."""
 PREEMPHASIS = 0.97
 FRAMES_AT_ONCE = {"cpu": 1 << 10}
 """Frames whose spectra exist at the same time, by device: what fits a CPU's cache (4 times faster
@@ -53,11 +56,9 @@ class Fbank(nn.Module):
         """
         super().__init__()
         self.num_mel_bins = num_mel_bins
-        banks, _ = get_mel_banks(num_mel_bins, FFT_LENGTH, SAMPLE_RATE_HZ, LOW_HZ, HIGH_HZ)
-        # The Nyquist bin has no weight in any filter.
-        weights = nn.functional.pad(banks, (0, 1)).T.contiguous()
-        self.register_buffer("mel_weights", weights, persistent=False)
-        self.register_buffer("window", create_frame_window(FRAME_LENGTH), persistent=False)
+        self.register_buffer("mel_weights", mel_filters(num_mel_bins), persistent=False)
+        window = torch.hann_window(FRAME_LENGTH, periodic=False).pow(POVEY_POWER)
+        self.register_buffer("window", window, persistent=False)
 
     @torch.no_grad()
     def forward(self, audio: Tensor, audio_lens: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,6 +95,27 @@ class Fbank(nn.Module):
         power = torch.fft.rfft(windowed, n=FFT_LENGTH).abs().square()
         energies = power @ self.mel_weights
         return energies.clamp(min=torch.finfo(torch.float32).eps).log()
+
+
+def mel_filters(num_mel_bins: int) -> Tensor:
+    """Returns Kaldi's triangular filters: equal steps on its mel scale, 1127 ln(1 + f / 700).
+
+    Args:
+        num_mel_bins: M.
+
+    Returns:
+        (257, M) float32, the weight of every bin of the spectrum in every filter.
+    """
+    low, high = (1127.0 * math.log(1 + hz / 700.0) for hz in (LOW_HZ, HIGH_HZ))
+    step = (high - low) / (num_mel_bins + 1)
+    # In single precision and with numpy's logarithm, for lhotse's numbers to the last bit.
+    edges = torch.stack([low + (torch.arange(num_mel_bins) + i) * step for i in (0.0, 1.0, 2.0)])
+    left, center, right = edges.unsqueeze(2)
+    bins_hz = SAMPLE_RATE_HZ / FFT_LENGTH * np.arange(FFT_LENGTH // 2, dtype=np.float32)
+    mel = torch.from_numpy(1127.0 * np.log(1 + bins_hz / 700.0))
+    slopes = torch.minimum((mel - left) / (center - left), (right - mel) / (right - center))
+    # The Nyquist bin has no weight in any filter.
+    return nn.functional.pad(slopes.clamp_min(0.0), (0, 1)).T.contiguous()
 
 
 def mirror_edges(audio: Tensor, audio_lens: Tensor, num_frames: int) -> Tensor:

@@ -6,6 +6,9 @@ from torch import Tensor
 from spear.errors import AudioError
 
 SAMPLE_RATE_HZ = 16000
+FRAME_HOP = 320
+"""Samples between encoder frames at 50 Hz."""
+_PADDING_SAMPLES = SAMPLE_RATE_HZ // 10
 # Float audio lies in [-1, 1]; beyond this the samples are surely int16 values that were cast.
 MAX_AMPLITUDE = 100.0
 
@@ -51,6 +54,30 @@ def check_audio(audio: Tensor, audio_lens: Tensor) -> None:
     _check_peak(float(audio.abs().masked_fill(~valid, 0.0).max()))
 
 
+def check_unpadded(audio: Tensor) -> None:
+    """Refuses a batch that looks padded, where nobody said how long its recordings are.
+
+    Padding would be encoded as if it were sound. A recording looks padded if it ends in exact zeros
+    of 0.1 s or more, others of its batch do not, and it is not silent as a whole.
+
+    Args:
+        audio: (B, S); what else it is is not looked at.
+
+    Raises:
+        AudioError: Some recordings look padded.
+    """
+    if audio.ndim != 2 or audio.shape[0] < 2 or audio.shape[1] < _PADDING_SAMPLES:
+        return
+    ends_silent = (audio[:, -_PADDING_SAMPLES:] == 0).all(dim=1)
+    padded = ends_silent & (audio != 0).any(dim=1)
+    if bool(padded.any()) and not bool(ends_silent.all()):
+        rows = padded.nonzero().flatten().tolist()
+        raise AudioError(
+            f"recordings {rows} of the batch end in zeros, as padding does, and nothing tells "
+            "their lengths: give audio_lens or attention_mask (full ones, if the zeros are silence)"
+        )
+
+
 def as_recording(audio: Tensor) -> Tensor:
     """Returns one recording as (S,); its samples are not looked at.
 
@@ -59,7 +86,7 @@ def as_recording(audio: Tensor) -> Tensor:
     """
     if audio.ndim == 2 and audio.shape[0] == 1:
         audio = audio[0]
-    check_samples(audio[:0])
+    check_samples(audio[:0] if audio.ndim == 1 else audio)
     if len(audio) == 0:
         raise AudioError("audio is empty: a recording needs at least one sample")
     return audio

@@ -5,27 +5,29 @@
 `model.mask_emb`) are those of the published checkpoints without their outer `model.`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spear.audio import Fbank
-from spear.audio.fbank import num_fbank_frames
+from spear.audio.fbank import Fbank, num_fbank_frames
 from spear.hub.audio_checks import (
+    FRAME_HOP,
     SAMPLE_RATE_HZ,
     as_recording,
     check_audio,
     check_rate,
     check_samples,
+    check_unpadded,
 )
+from spear.hub.layers import check_layers
 from spear.hub.long_audio import Windows, encode_windows
 from spear.hub.streaming import AudioStream
-from spear.zipformer import Zipformer, ZipformerConfig
+from spear.zipformer.config import ZipformerConfig
+from spear.zipformer.model import Zipformer
 from spear.zipformer.streaming import can_stream
 
-FRAME_HOP = 320  # samples between encoder frames at 50 Hz
 _PIECE = 30 * SAMPLE_RATE_HZ
 """Samples of a long recording that are looked at at once."""
 
@@ -36,7 +38,8 @@ class EncoderOutput(dict[str, Any]):
     Entries:
         encoder_out: (B, T, D) float, the last output; `last_hidden_state` is the same tensor.
         encoder_out_lens: (B,) int64, valid frames.
-        hidden_states: list of (B, T, D_layer) float, one per layer.
+        hidden_states: list of (B, T, D_layer) float at 50 Hz, one per layer.
+        embeddings: (B, T, D of the first layer) float at 50 Hz, what the first layer is given.
         attention_mask: (B, T) bool, True at valid frames.
     """
 
@@ -90,6 +93,7 @@ class SpearEncoder(nn.Module):
         sampling_rate: 16000, in Hz.
         frame_rate_hz: Frames per second of `encoder_out`.
         output_dim: Width of `encoder_out`.
+        num_layers: Layers, and entries of `hidden_states`.
     """
 
     def __init__(self, config: ZipformerConfig) -> None:
@@ -100,6 +104,7 @@ class SpearEncoder(nn.Module):
         self.sampling_rate = SAMPLE_RATE_HZ
         self.frame_rate_hz = SAMPLE_RATE_HZ / FRAME_HOP / config.output_downsampling_factor
         self.output_dim = self.model.output_dim
+        self.num_layers = sum(config.num_encoder_layers)
 
     def forward(
         self,
@@ -111,7 +116,8 @@ class SpearEncoder(nn.Module):
 
         Args:
             audio: (B, S) float, 16 kHz mono in [-1, 1], padded at the end with anything.
-            audio_lens: (B,) int64, valid samples of each; all S where not given.
+            audio_lens: (B,) int64, valid samples of each; all S where not given, which is refused
+                for a batch that looks padded.
             sampling_rate: Of the audio in Hz, to have it checked.
 
         Raises:
@@ -119,15 +125,22 @@ class SpearEncoder(nn.Module):
         """
         check_rate(sampling_rate)
         if audio_lens is None:
+            check_unpadded(audio)
             audio_lens = torch.full((audio.shape[0],), audio.shape[-1], device=audio.device)
         check_audio(audio, audio_lens)
         fbank, fbank_lens = self.fbank(audio, audio_lens)
         return self.encode_fbank(fbank, fbank_lens)
 
+    def num_frames(self, num_samples: int) -> int:
+        """Returns how many frames of `encoder_out` a recording of so many samples has."""
+        return self.model.num_output_frames(num_fbank_frames(num_samples))
+
     def encode_fbank(self, fbank: Tensor, fbank_lens: Tensor) -> EncoderOutput:
         """Encodes log-mel features (B, T, M) with valid frames (B,); see `forward`."""
         encoded = self.model(fbank, fbank_lens)
-        return _as_output(encoded.output, encoded.lens, list(encoded.hidden_states))
+        return _as_output(
+            encoded.output, encoded.lens, encoded.hidden_states, embeddings=encoded.embedded
+        )
 
     @torch.no_grad()
     def encode_long(
@@ -136,55 +149,70 @@ class SpearEncoder(nn.Module):
         *,
         window_s: float = 40.0,
         context_s: float = 8.0,
+        layers: Sequence[int] = (),
         sampling_rate: int | None = None,
     ) -> EncoderOutput:
         """Encodes one recording of any length in memory that does not grow with it.
 
         It is cut into windows that see `context_s` beyond their ends, so that the seams are those
         of one pass up to what attention sees further away. A causal model with a left context
-        needs no windows: it is run chunk by chunk, to the numbers of one pass.
+        needs no windows, unless layers are asked for: it is run chunk by chunk, to the numbers of
+        one pass.
 
         Args:
             audio: (S,) or (1, S) float, 16 kHz mono in [-1, 1], on any device; windows go to the
                 model's, results to the audio's.
             window_s: Seconds of a window that are kept.
             context_s: Seconds on either side of it that are encoded and thrown away.
+            layers: Numbers of layers, from 0 for the front end, to return besides.
             sampling_rate: Of the audio in Hz, to have it checked.
 
         Returns:
-            As `forward`, for a batch of one, with an empty list of `hidden_states`.
+            As `forward`, for a batch of one; `hidden_states` are the chosen layers in their order,
+            and there are no `embeddings`.
 
         Raises:
             AudioError: The audio is not one recording, has another rate or unusable samples.
-            ConfigError: Windows are too short.
+            ConfigError: Windows are too short, or a layer does not exist.
         """
         check_rate(sampling_rate)
+        check_layers(layers, self.num_layers)
         audio = as_recording(audio)
-        num_frames = self.model.num_output_frames(num_fbank_frames(len(audio)))
-        output = audio.new_empty(1, num_frames, self.output_dim, dtype=torch.float32)
-        done = 0
-        for frames in self._encode_pieces(audio, window_s, context_s):
-            output[0, done : done + len(frames)] = frames
-            done += len(frames)
-        assert done == num_frames, (done, num_frames)
-        lens = torch.tensor([num_frames], device=audio.device)
-        return _as_output(output, lens, [])
+        num_fbank = num_fbank_frames(len(audio))
+        dims = [self.output_dim, *(self.model.layer_dims[layer] for layer in layers)]
+        lens = [self.model.num_output_frames(num_fbank)]
+        lens += [self.model.num_layer_frames(num_fbank)] * len(layers)
+        results = [
+            audio.new_empty(1, length, dim, dtype=torch.float32)
+            for length, dim in zip(lens, dims, strict=True)
+        ]
+        done = [0] * len(results)
+        for parts in self._encode_pieces(audio, window_s, context_s, layers):
+            for i, part in enumerate(parts):
+                results[i][0, done[i] : done[i] + len(part)] = part
+                done[i] += len(part)
+        assert done == lens, (done, lens)
+        return _as_output(results[0], torch.tensor(lens[:1], device=audio.device), results[1:])
 
-    def _encode_pieces(self, audio: Tensor, window_s: float, context_s: float) -> Iterator[Tensor]:
+    def _encode_pieces(
+        self, audio: Tensor, window_s: float, context_s: float, layers: Sequence[int]
+    ) -> Iterator[list[Tensor]]:
+        """Yields frames (T, D) of the output and of each layer, piece by piece."""
+
         def pieces() -> Iterator[Tensor]:
             for piece in audio.split(_PIECE):
                 check_samples(piece)
                 yield piece.float()
 
         fbank = self.fbank.on(self.model.mask_emb.device)
-        if not can_stream(self.config):
+        if layers or not can_stream(self.config):
             windows = Windows.of_seconds(window_s, context_s, self.model)
-            yield from encode_windows(self.model, fbank, pieces(), windows)
+            yield from encode_windows(self.model, fbank, pieces(), windows, layers)
             return
         stream = AudioStream(fbank, self.model)
         for piece in pieces():
-            yield stream.push(piece)
-        yield stream.finish()
+            yield [stream.push(piece)]
+        yield [stream.finish()]
 
     def stream(self) -> AudioStream:
         """Begins a stream of audio; for causal models with chunks and a left context.
@@ -195,7 +223,9 @@ class SpearEncoder(nn.Module):
         return AudioStream(self.fbank.on(self.model.mask_emb.device), self.model)
 
 
-def _as_output(output: Tensor, lens: Tensor, hidden_states: list[Tensor]) -> EncoderOutput:
+def _as_output(
+    output: Tensor, lens: Tensor, hidden_states: list[Tensor], **others: Tensor
+) -> EncoderOutput:
     frames = torch.arange(output.shape[1], device=output.device)
     return EncoderOutput(
         encoder_out=output,
@@ -203,4 +233,5 @@ def _as_output(output: Tensor, lens: Tensor, hidden_states: list[Tensor]) -> Enc
         hidden_states=hidden_states,
         last_hidden_state=output,
         attention_mask=frames < lens[:, None],
+        **others,
     )

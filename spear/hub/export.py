@@ -1,10 +1,13 @@
-"""`spear export`: a run folder's student as a model folder that others load.
+"""`spear export`: what a run trained, as a folder that others load.
 
-The folder holds `config.json`, `model.safetensors` (published names) and a model card. Prediction
-heads stay behind: they are of use to the pre-training run only.
+A folder holds `config.json`, `model.safetensors` (published names), the code for transformers, a
+model card, and `spear_export.json`: where the weights come from and the files' checksums. The heads
+of a pre-training run lie beside them in `token_heads.safetensors`; a recogniser's head and
+vocabulary are part of the model where it is exported as one.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +17,13 @@ from torch import Tensor
 
 from spear import __version__
 from spear.errors import CheckpointError
-from spear.files import atomic_folder
+from spear.files import atomic_folder, sha256_of
 from spear.hub.encoder import SpearEncoder
-from spear.hub.loading import WEIGHTS_FILE, to_released_names
+from spear.hub.loading import EXPORT_FILE, WEIGHTS_FILE, to_released_names
+from spear.hub.model_card import model_card, training_record
 from spear.hub.released_config import MODEL_TYPE, released_fields
+from spear.hub.remote_code import AUTO_MAP, write_code
+from spear.hub.token_heads import RUN_PREFIX, write_token_heads
 from spear.model_folder import CONFIG_FILE
 from spear.progress import get_logger
 from spear.training.checkpoint import load_weights
@@ -26,12 +32,23 @@ from spear.zipformer.weights import load_exact
 
 logger = get_logger(__name__)
 
-HEAD_PREFIXES = ("heads.", "ctc_head.")
+PREPROCESSOR_FILE = "preprocessor_config.json"
+_CTC_HEAD = "ctc_head."
+_CTC_LINEAR = "ctc_head.linear."
+_PREPROCESSOR = {
+    "feature_extractor_type": "SpearFeatureExtractor",
+    "auto_map": {"AutoFeatureExtractor": AUTO_MAP["AutoFeatureExtractor"]},
+    "feature_size": 1,
+    "padding_side": "right",
+    "padding_value": 0.0,
+    "return_attention_mask": True,
+    "sampling_rate": 16000,
+}
 
 
 @dataclass
 class ExportConfig:
-    """Writes a run's encoder as a model folder for `spear.from_pretrained` and transformers."""
+    """Writes what a run trained as a model folder for `spear.from_pretrained` and transformers."""
 
     run_dir: str
     """Run folder, or one of its checkpoint folders."""
@@ -40,56 +57,105 @@ class ExportConfig:
     weights: str = "averaged"
     """Which of the run's weights: "averaged" (over the later half of the run), "averaged:SHARE"
     (over its last share, e.g. averaged:0.25), "last", "average_last:K" (mean of K checkpoints)."""
-    layout: Literal["spear", "icefall"] = "spear"
-    """Whose: "spear" is what `spear.from_pretrained` and transformers load, "icefall" a
-    `pretrained.pt` for icefall's recipes."""
+    layout: Literal["spear", "ctc", "icefall"] = "spear"
+    """Whose: "spear" is the encoder for `spear.from_pretrained` and transformers, "ctc" the
+    recogniser of a `spear finetune-asr` run for transformers (`SpearForCTC`), "icefall" the encoder
+    as a `pretrained.pt` for icefall's recipes."""
 
 
 def run(config: ExportConfig) -> None:
-    """Exports a run's encoder.
+    """Exports what a run trained.
 
     Raises:
-        CheckpointError: The run has no valid checkpoint, or it is not one of an encoder.
+        CheckpointError: The run has no valid checkpoint, or not what the layout asks for.
     """
-    state, content = load_weights(Path(config.run_dir), config.weights)
+    run_dir, output = Path(config.run_dir), Path(config.output_dir)
+    state, content = load_weights(run_dir, config.weights)
     if "student" not in content:
-        raise CheckpointError(f"{config.run_dir} is not a run of a student: it has no `student`")
-    student = ZipformerConfig.from_dict(content["student"])
-    encoder = _encoder_with(student, state, config.run_dir)
-    output = Path(config.output_dir)
+        raise CheckpointError(f"{run_dir} is not a run of a student: it has no `student`")
+    encoder = _encoder_with(ZipformerConfig.from_dict(content["student"]), state, config.run_dir)
+    record = {"weights": config.weights, **content, "training": training_record(run_dir)}
     if config.layout == "icefall":
         from spear.hub.icefall import write_checkpoint
 
         write_checkpoint(encoder, output)
+    elif config.layout == "ctc":
+        _write_recognizer_folder(encoder, run_dir, output, record)
     else:
-        write_model_folder(encoder, output, {"weights": config.weights, **content})
-    logger.info("exported %s weights of %s to %s", config.weights, config.run_dir, output)
+        write_model_folder(encoder, output, record, state)
+    logger.info("exported %s weights of %s to %s", config.weights, run_dir, output)
 
 
-def write_model_folder(encoder: SpearEncoder, output: Path, origin: dict[str, Any]) -> None:
+def write_model_folder(
+    encoder: SpearEncoder,
+    output: Path,
+    origin: Mapping[str, Any],
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
     """Writes an encoder as a folder for `spear.from_pretrained` and transformers.
 
     Args:
         encoder: What to write.
         output: The folder; an existing one is replaced when the new one is complete.
         origin: Where the weights come from; kept in `spear_export.json`.
+        state: All weights of a pre-training run, for the heads `heads.{teacher}.*` among them.
     """
-    record = {"spear_version": __version__, **origin}
+    weights = to_released_names(encoder.state_dict())
     with atomic_folder(output) as folder:
-        save_file(
-            {k: v.contiguous() for k, v in to_released_names(encoder.state_dict()).items()},
-            folder / WEIGHTS_FILE,
-            metadata={"format": "pt"},
-        )
-        _write(folder / CONFIG_FILE, _config_json(encoder))
-        _write(folder / "spear_export.json", record)
-        (folder / "README.md").write_text(_model_card(encoder, output, record), encoding="utf-8")
+        write_token_heads(folder, state or {}, origin.get("teachers", {}))
+        config = {"architectures": ["SpearModel"], **_config_json(encoder)}
+        card = model_card(encoder, output.name, _with_version(origin), "encoder")
+        _write_folder(folder, config, weights, origin, card)
+
+
+def _write_recognizer_folder(
+    encoder: SpearEncoder, run_dir: Path, output: Path, origin: Mapping[str, Any]
+) -> None:
+    """Writes a run of `spear finetune-asr` as a folder for transformers' `AutoModelForCTC`."""
+    from spear.asr.model import TOKENIZER_FOLDER, load_asr_model
+
+    recognizer = load_asr_model(run_dir, origin["weights"])
+    head = {
+        f"head.{name.removeprefix(_CTC_LINEAR)}": value
+        for name, value in recognizer.state_dict().items()
+        if name.startswith(_CTC_LINEAR)
+    }
+    body = {f"spear.{k}": v for k, v in to_released_names(encoder.state_dict()).items()}
+    with atomic_folder(output) as folder:
+        recognizer.tokenizer.save(folder / TOKENIZER_FOLDER)
+        config = {
+            "architectures": ["SpearForCTC"],
+            **_config_json(encoder),
+            "vocabulary": recognizer.tokenizer.vocabulary,
+            "pad_token_id": 0,
+        }
+        card = model_card(encoder, output.name, _with_version(origin), "ctc")
+        _write_folder(folder, config, {**body, **head}, origin, card)
+
+
+def _write_folder(
+    folder: Path,
+    config: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    origin: Mapping[str, Any],
+    card: str,
+) -> None:
+    """Fills a model folder; its record, with the checksums of what is loaded, comes last."""
+    save_file(
+        {name: value.contiguous() for name, value in weights.items()},
+        folder / WEIGHTS_FILE,
+        metadata={"format": "pt"},
+    )
+    _write(folder / CONFIG_FILE, config)
+    _write(folder / PREPROCESSOR_FILE, _PREPROCESSOR)
+    files = {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    write_code(folder)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    _write(folder / EXPORT_FILE, {**_with_version(origin), "files": files})
 
 
 def _encoder_with(student: ZipformerConfig, state: dict[str, Tensor], source: str) -> SpearEncoder:
-    heads = sorted(name for name in state if name.startswith(HEAD_PREFIXES))
-    if heads:
-        logger.info("left aside: %s", ", ".join(heads))
+    heads = sorted(name for name in state if name.startswith((RUN_PREFIX, _CTC_HEAD)))
     body = {f"model.{name}": value for name, value in state.items() if name not in heads}
     encoder = SpearEncoder(student)
     # A fine-tuned encoder never sees the mask vector; a loaded one must have it all the same.
@@ -101,48 +167,18 @@ def _encoder_with(student: ZipformerConfig, state: dict[str, Tensor], source: st
 def _config_json(encoder: SpearEncoder) -> dict[str, Any]:
     return {
         "model_type": MODEL_TYPE,
-        "architectures": ["SpearModel"],
+        "auto_map": AUTO_MAP,
         **released_fields(encoder.config),
         "hidden_size": encoder.output_dim,
-        "num_hidden_layers": sum(encoder.config.num_encoder_layers),
+        "num_hidden_layers": encoder.num_layers,
         "frame_rate_hz": int(encoder.frame_rate_hz),
+        "sampling_rate": encoder.sampling_rate,
     }
 
 
-def _origin(record: dict[str, Any]) -> str:
-    if "imported_from" in record:
-        return f"Imported by spear {record['spear_version']} from `{record['imported_from']}`."
-    return (
-        f"Pre-trained with spear {record['spear_version']} to predict multi-codebook tokens of "
-        f"its teachers; these are the {record['weights']} weights of the run."
-    )
+def _with_version(origin: Mapping[str, Any]) -> dict[str, Any]:
+    return {"spear_version": __version__, **origin}
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def _model_card(encoder: SpearEncoder, folder: Path, record: dict[str, Any]) -> str:
-    millions = sum(p.numel() for p in encoder.parameters()) / 1e6
-    teachers = record.get("teachers", {})
-    rows = "".join(
-        f"| {name} | {t['num_codebooks']} x {t['codebook_size']} | {t['frame_rate_hz']} |\n"
-        for name, t in teachers.items()
-    )
-    table = f"| teacher | codebooks | Hz |\n| --- | --- | --- |\n{rows}\n" if rows else ""
-    return f"""# {folder.name}
-
-A SPEAR encoder for speech and general audio: {millions:.2f} M parameters, {encoder.output_dim}
-channels at {encoder.frame_rate_hz:g} Hz from 16 kHz mono audio. {_origin(record)}
-
-{table}```python
-import spear
-import torch
-
-model = spear.from_pretrained("{folder}")
-audio = torch.zeros(1, 16000)  # (batch, samples), 16 kHz mono in [-1, 1]
-with torch.no_grad():
-    out = model(audio, torch.tensor([16000]))
-print(out["encoder_out"].shape, out["encoder_out_lens"])
-```
-"""
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

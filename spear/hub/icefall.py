@@ -6,6 +6,7 @@ decoders, joiners and other heads of a recipe are left aside, and named. Files a
 `weights_only=True`: what would need unpickling of anything but tensors and plain values is refused.
 """
 
+import json
 import pathlib
 import pickle
 from collections.abc import Mapping
@@ -20,7 +21,8 @@ from spear.errors import CheckpointError
 from spear.files import atomic_folder
 from spear.hub.encoder import SpearEncoder
 from spear.hub.export import write_model_folder
-from spear.hub.released_config import parse_field
+from spear.hub.released_config import MODEL_TYPE, parse_field, released_fields
+from spear.model_folder import CONFIG_FILE
 from spear.progress import get_logger
 from spear.zipformer import ZipformerConfig
 from spear.zipformer.weights import load_exact
@@ -122,9 +124,14 @@ def load_checkpoint(
 
 
 def write_checkpoint(encoder: SpearEncoder, folder: Path) -> None:
-    """Writes a folder from which an icefall recipe can start: weights, and the options to give."""
+    """Writes a folder from which an icefall recipe can start: weights, and the options to give.
+
+    With its `config.json`, `spear.from_pretrained` reads the weights as well.
+    """
     with atomic_folder(folder) as partial:
         torch.save({"model": to_icefall(encoder)}, partial / WEIGHTS_FILE)
+        fields = {"model_type": MODEL_TYPE, **released_fields(encoder.config)}
+        (partial / CONFIG_FILE).write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
         (partial / "README.md").write_text(_readme(encoder.config), encoding="utf-8")
 
 

@@ -1,5 +1,6 @@
 """`spear info KIND PATH`: what a quantiser, a model folder or a token sidecar is."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -8,12 +9,30 @@ import torch
 
 from spear.errors import ConfigError
 from spear.hub.encoder import SpearEncoder
-from spear.hub.loading import from_pretrained
+from spear.hub.frame_grid import HOP_MS, output_centre_ms
+from spear.hub.loading import from_pretrained, weights_file
+from spear.hub.token_heads import TokenHeads, load_token_heads
+from spear.zipformer import ZipformerConfig
+from spear.zipformer.stack import DownsampledStack, ZipformerStack
 
 if TYPE_CHECKING:
     from spear.data.tokens import TokenSidecar
 
 _MAX_FRAMES = 10_000
+_FRONT_END_MS = 105.0  # nine fbank windows of 25 ms, 10 ms apart
+_HEADER = (
+    "layer",
+    "stack",
+    "width",
+    "down-sampling",
+    "feed-forward",
+    "heads",
+    "kernel",
+    "kernel (ms)",
+    "parameters",
+)
+_Row = tuple[Sequence[object], int]
+"""Cells of a row of the table, and its parameters."""
 
 
 @dataclass
@@ -99,33 +118,78 @@ def describe_tokens(sidecar: "TokenSidecar", name: str) -> str:
 
 
 def _model(path: str) -> str:
-    return describe_model(from_pretrained(path), path)
+    text = describe_model(from_pretrained(path), path)
+    heads = load_token_heads(weights_file(path).parent)
+    return text if heads is None else f"{text}\n\n{describe_heads(heads)}"
 
 
 def describe_model(model: SpearEncoder, name: str) -> str:
-    """Returns sizes, rates and a table of the stacks, as text."""
+    """Returns sizes, rates and a table of the layers by their numbers, as text."""
     config = model.config
-    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    millions = num_parameters(model) / 1e6
     lines = [
-        f"{name}: SPEAR encoder, {millions:.2f} M parameters",
+        f"{name}: SPEAR encoder, {millions:.2f} M parameters, {model.num_layers} layers",
         f"input: {model.sampling_rate} Hz mono audio, {config.feature_dim} log-mel bins",
-        f"output: {model.output_dim} channels at {model.frame_rate_hz:g} Hz",
+        f"output: {model.output_dim} channels at {model.frame_rate_hz:g} Hz, "
+        f"frame 0 is centred at {output_centre_ms(config):g} ms",
+        *_describe_chunks(config),
         "",
-        "stack  layers  width  down-sampling  feed-forward  heads  kernel     M",
-    ]
-    stacks = model.model.encoder.encoders
-    rows = zip(
-        config.num_encoder_layers,
-        config.encoder_dim,
-        config.downsampling_factor,
-        config.feedforward_dim,
-        config.num_heads,
-        config.cnn_module_kernel,
-        [sum(p.numel() for p in stack.parameters()) / 1e6 for stack in stacks],
-        strict=True,
-    )
-    lines += [
-        f"{i:5}  {n:6}  {dim:5}  {down:13}  {ff:12}  {heads:5}  {kernel:6}  {m:4.2f}"
-        for i, (n, dim, down, ff, heads, kernel, m) in enumerate(rows)
+        *_table(_HEADER, _layer_rows(model)),
+        "",
+        "layer 0 is the front end; the convolutions of a layer see its kernel, attention sees "
+        + ("its chunk and those before it" if config.causal else "everything"),
     ]
     return "\n".join(lines)
+
+
+def describe_heads(heads: TokenHeads) -> str:
+    """Returns what a model's token heads predict, as text."""
+    return "\n".join(
+        f"token head {name}: {shape.num_codebooks} codebooks of {shape.codebook_size} "
+        f"at {shape.frame_rate_hz:g} Hz"
+        for name, shape in heads.shapes.items()
+    )
+
+
+def _describe_chunks(config: ZipformerConfig) -> list[str]:
+    if not config.causal:
+        return []
+    chunk, left = (
+        "all" if frames == -1 else f"{HOP_MS * frames:g} ms"
+        for frames in (config.chunk_size[-1], config.left_context_frames[-1])
+    )
+    return [f"causal: chunks of {chunk}, left context of {left}"]
+
+
+def _layer_rows(model: SpearEncoder) -> list[_Row]:
+    """Returns the rows of the table: front end, layers, what is in none of them, all."""
+    config = model.config
+    front_end = (0, "", config.encoder_dim[0], 1, "", "", "", f"{_FRONT_END_MS:g}")
+    rows: list[_Row] = [(front_end, num_parameters(model.model.encoder_embed))]
+    for index, stack in enumerate(model.model.encoder.encoders):
+        factor, kernel = config.downsampling_factor[index], config.cnn_module_kernel[index]
+        sizes = (config.feedforward_dim[index], config.num_heads[index], kernel)
+        seen = f"{HOP_MS * factor * kernel:g}"
+        assert isinstance(stack, ZipformerStack | DownsampledStack)
+        for layer in stack.layers:
+            cells = (len(rows), index, config.encoder_dim[index], factor, *sizes, seen)
+            rows.append((cells, num_parameters(layer)))
+    num_all = num_parameters(model)
+    rest = num_all - sum(count for _, count in rows)
+    blank = ("",) * (len(_HEADER) - 2)
+    return [*rows, (("rest", *blank), rest), (("all", *blank), num_all)]
+
+
+def num_parameters(module: torch.nn.Module) -> int:
+    """Returns how many numbers a module has learned."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _table(header: Sequence[str], rows: Sequence[_Row]) -> list[str]:
+    """Returns the lines of a table whose columns are on the right."""
+    lines = [header, *([*map(str, cells), f"{count:,}"] for cells, count in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
+        for line in lines
+    ]

@@ -6,7 +6,7 @@ in one pass over the whole, and sees real neighbours wherever there are some. Wh
 attention does not reach beyond the context: see docs/zipformer.md for how much that is.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import lcm
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from spear.audio.fbank import Fbank
 from spear.audio.fbank_stream import FbankStream
 from spear.errors import ConfigError
-from spear.zipformer import Zipformer
+from spear.zipformer.model import Zipformer
 
 _FBANK_HZ = 100
 _FBANK_PER_FRAME = 2
@@ -55,8 +55,12 @@ class Windows:
 
 
 def encode_windows(
-    model: Zipformer, fbank: Fbank, pieces: Iterator[Tensor], windows: Windows
-) -> Iterator[Tensor]:
+    model: Zipformer,
+    fbank: Fbank,
+    pieces: Iterator[Tensor],
+    windows: Windows,
+    layers: Sequence[int] = (),
+) -> Iterator[list[Tensor]]:
     """Encodes a recording window by window.
 
     Args:
@@ -64,9 +68,11 @@ def encode_windows(
         fbank: The features, on the device of the model.
         pieces: The recording's samples (S,) float, in order.
         windows: How it is cut.
+        layers: Numbers of layers to return besides the output.
 
     Yields:
-        (T, D) float, frames in order; together one pass's number of them.
+        (T, D) float of the output and of each of the layers, frames in order; together one pass's
+        number of them.
     """
     waiting = fbank.window.new_zeros(0, fbank.num_mel_bins)
     begin, done = 0, 0  # of `waiting` in the recording, and how far its frames were encoded
@@ -79,7 +85,8 @@ def encode_windows(
             if is_last and end - core_end <= windows.context:
                 core_end = end
             seen = waiting[: core_end + windows.context - begin]
-            yield _core(model, seen, done - begin, core_end - begin, core_end == end)
+            core = slice(done - begin, None if core_end == end else core_end - begin)
+            yield _core(model, seen, core, layers)
             done = core_end
             keep_from = max(done - windows.context, begin)
             waiting, begin = waiting[keep_from - begin :], keep_from
@@ -94,11 +101,17 @@ def _features(fbank: Fbank, pieces: Iterator[Tensor]) -> Iterator[tuple[Tensor, 
 
 
 @torch.no_grad()
-def _core(model: Zipformer, seen: Tensor, first: int, end: int, is_last: bool) -> Tensor:
-    """Encodes fbank frames (T, M) and returns the encoder's frames of first to end."""
-    lens = torch.tensor([len(seen)], device=seen.device)
-    encoded = model(seen.unsqueeze(0), lens)
-    per_frame = _FBANK_PER_FRAME * model.config.output_downsampling_factor
-    stop = int(encoded.lens) if is_last else end // per_frame
-    output: Tensor = encoded.output[0, first // per_frame : stop]
-    return output
+def _core(model: Zipformer, seen: Tensor, core: slice, layers: Sequence[int]) -> list[Tensor]:
+    """Encodes fbank frames (T, M) and returns what belongs to some of them, here to the end."""
+    encoded = model(seen.unsqueeze(0), torch.tensor([len(seen)], device=seen.device))
+    per_output = _FBANK_PER_FRAME * model.config.output_downsampling_factor
+    return [
+        _of_frames(encoded.output[0], core, per_output),
+        *(_of_frames(encoded.layer(layer)[0], core, _FBANK_PER_FRAME) for layer in layers),
+    ]
+
+
+def _of_frames(x: Tensor, frames: slice, per_row: int) -> Tensor:
+    """Returns the rows of x (T, D) that belong to fbank frames, `per_row` to each."""
+    stop = None if frames.stop is None else frames.stop // per_row
+    return x[frames.start // per_row : stop]

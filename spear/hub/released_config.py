@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import Any
 
 from spear.errors import CheckpointError
-from spear.zipformer import ZipformerConfig
+from spear.zipformer.config import ZipformerConfig
 
 MODEL_TYPE = "spear"
 

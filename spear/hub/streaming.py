@@ -6,7 +6,7 @@ from torch import Tensor
 from spear.audio.fbank import Fbank
 from spear.audio.fbank_stream import FbankStream
 from spear.hub.audio_checks import check_samples
-from spear.zipformer import Zipformer
+from spear.zipformer.model import Zipformer
 from spear.zipformer.streaming import ZipformerStream
 
 

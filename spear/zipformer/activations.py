@@ -37,9 +37,10 @@ def _swoosh(x: Tensor, shape: SwooshShape) -> Tensor:
 
     Not to be differentiated by autograd: see `swoosh`.
     """
-    loops = _loops_for(x)
-    if loops is not None:
-        y: Tensor = loops.swoosh(x, *shape)
+    if _has_loops(x):
+        from spear.zipformer.swoosh_loops import swoosh as compiled_swoosh
+
+        y: Tensor = compiled_swoosh(x, *shape)
         return y
     wide = x.float()
     return (F.softplus(wide - shape.offset) - _SLOPE * wide - shape.constant).to(x.dtype)
@@ -47,9 +48,10 @@ def _swoosh(x: Tensor, shape: SwooshShape) -> Tensor:
 
 def swoosh_backward(x: Tensor, grad: Tensor, shape: SwooshShape) -> Tensor:
     """Returns the activation of x, and multiplies `grad`, shaped like x, in place by its slope."""
-    loops = _loops_for(x)
-    if loops is not None and grad.dtype == x.dtype and grad.stride() == x.stride():
-        y: Tensor = loops.swoosh_backward(x, grad, *shape)
+    if _has_loops(x, grad):
+        from spear.zipformer.swoosh_loops import swoosh_backward as compiled_backward
+
+        y: Tensor = compiled_backward(x, grad, *shape)
         return y
     grad.mul_(swoosh_derivative(x, shape))
     return _swoosh(x, shape)
@@ -60,15 +62,13 @@ def swoosh_derivative(x: Tensor, shape: SwooshShape) -> Tensor:
     return (x.float() - shape.offset).sigmoid_().sub_(_SLOPE).to(x.dtype)
 
 
-def _loops_for(x: Tensor) -> Any:
-    """Returns the module of the compiled loops where it can work on x, or None."""
+def _has_loops(x: Tensor, grad: Tensor | None = None) -> bool:
+    """Whether the compiled loops can work on x, and on a gradient that lies in memory as x does."""
     if x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_compiling():
-        return None
-    if not is_installed() or not (x.is_contiguous() or _is_channels_last(x)):
-        return None
-    from spear.zipformer import swoosh_loops
-
-    return swoosh_loops
+        return False
+    if grad is not None and (grad.dtype != x.dtype or grad.stride() != x.stride()):
+        return False
+    return is_installed() and (x.is_contiguous() or _is_channels_last(x))
 
 
 def _is_channels_last(x: Tensor) -> bool:
@@ -85,9 +85,10 @@ class _Swoosh(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
-        loops = _loops_for(x)
-        if loops is not None and grad.dtype == x.dtype and grad.stride() == x.stride():
-            return loops.swoosh_gradient(x, grad, ctx.shape.offset), None
+        if _has_loops(x, grad):
+            from spear.zipformer.swoosh_loops import swoosh_gradient
+
+            return swoosh_gradient(x, grad, ctx.shape.offset), None
         return swoosh_derivative(x, ctx.shape).mul_(grad), None
 
 

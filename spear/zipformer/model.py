@@ -1,7 +1,7 @@
 """The student encoder: the front end, the stacks, and what they return."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -28,19 +28,28 @@ class ZipformerOutput:
     Attributes:
         output: (B, T', D) float, the encoder's output; padding holds anything.
         lens: (B,) int64, valid frames of it.
+        embedded: (B, T, D of the first stack) float at 50 Hz, what the front end made.
         layers: (output, factor) of every layer, as computed at 50 Hz / factor.
         num_frames: Frames of the batch at 50 Hz.
     """
 
     output: Tensor
     lens: Tensor
-    layers: list[tuple[Tensor, int]] = field(default_factory=list)
-    num_frames: int = 0
+    embedded: Tensor
+    layers: list[tuple[Tensor, int]]
+    num_frames: int
 
     @cached_property
     def hidden_states(self) -> list[Tensor]:
         """The output (B, T, D of its stack) of every layer, repeated to 50 Hz when asked for."""
-        return [upsample(x, factor, self.num_frames) for x, factor in self.layers]
+        return [self.layer(number) for number in range(1, len(self.layers) + 1)]
+
+    def layer(self, number: int) -> Tensor:
+        """Returns (B, T, D) of a layer, counted from 1, at 50 Hz; 0 is the front end."""
+        if number == 0:
+            return self.embedded
+        x, factor = self.layers[number - 1]
+        return upsample(x, factor, self.num_frames)
 
 
 class ZipformerEncoder(nn.Module):
@@ -80,7 +89,7 @@ class ZipformerEncoder(nn.Module):
         """
         rates = {factor: frames.downsampled(factor) for factor in self.config.downsampling_factor}
         rates[1] = frames
-        outputs: list[Tensor] = []
+        embedded, outputs = x, list[Tensor]()
         layers: list[tuple[Tensor, int]] = []
         for stack, dim, factor, num_layers, mask in zip(
             self.encoders,
@@ -98,7 +107,7 @@ class ZipformerEncoder(nn.Module):
         if self.downsample_output is not None:
             full = self.downsample_output(full, frames)
             out_frames = frames.downsampled(self.config.output_downsampling_factor)
-        return ZipformerOutput(full, out_frames.lens, layers, frames.num_frames)
+        return ZipformerOutput(full, out_frames.lens, embedded, layers, frames.num_frames)
 
     def _feature_masks(self, x: Tensor) -> Sequence[Tensor | None]:
         """Draws per utterance which of the higher channels (B, 1, C) each stack may use.
@@ -178,12 +187,16 @@ class Zipformer(nn.Module):
     Attributes:
         config: The same.
         output_dim: Channels of the output.
+        layer_dims: Channels of the front end's output and of each layer's.
     """
 
     def __init__(self, config: ZipformerConfig) -> None:
         super().__init__()
         self.config = config
         self.output_dim = config.output_dim
+        stacks = zip(config.encoder_dim, config.num_encoder_layers, strict=True)
+        layers = (dim for dim, num_layers in stacks for _ in range(num_layers))
+        self.layer_dims = (config.encoder_dim[0], *layers)
         dropout: FloatLike = ScheduledFloat((0.0, 0.3), (20000.0, 0.1))
         if config.dropout is not None:
             dropout = config.dropout
@@ -219,9 +232,14 @@ class Zipformer(nn.Module):
 
     def num_output_frames(self, num_fbank_frames: int) -> int:
         """Returns how many frames come out for an utterance of so many fbank frames."""
+        frames = self.num_layer_frames(num_fbank_frames)
+        return -(-frames // self.config.output_downsampling_factor)
+
+    def num_layer_frames(self, num_fbank_frames: int) -> int:
+        """Returns how many frames the layers have for an utterance of so many fbank frames."""
         frames = num_subsampled(num_fbank_frames, self.config.frontend_pad)
         assert isinstance(frames, int)
-        return -(-frames // self.config.output_downsampling_factor)
+        return frames
 
     def _check(self, fbank: Tensor, lens: Tensor) -> None:
         if fbank.ndim != 3 or fbank.shape[2] != self.config.feature_dim:
@@ -231,12 +249,15 @@ class Zipformer(nn.Module):
             )
         if lens.shape != fbank.shape[:1]:
             raise DataError(f"lens has shape {tuple(lens.shape)} for {fbank.shape[0]} utterances")
-        # On a GPU looking at the values would wait for it.
-        if lens.device.type == "cpu" and bool((lens > fbank.shape[1]).any()):
+        # On a GPU looking at the values would wait for it, and a graph has none.
+        if lens.device.type != "cpu" or torch.compiler.is_compiling():
+            return
+        if bool((lens > fbank.shape[1]).any()):
             raise DataError(f"lens {lens.tolist()} are above the {fbank.shape[1]} frames of fbank")
 
     def _empty(self, fbank: Tensor, lens: Tensor) -> ZipformerOutput:
-        dims = zip(self.config.encoder_dim, self.config.num_encoder_layers, strict=True)
-        layers = [(fbank.new_zeros(fbank.shape[0], 0, dim), 1) for dim, n in dims for _ in range(n)]
+        embedded, *layers = (fbank.new_zeros(fbank.shape[0], 0, dim) for dim in self.layer_dims)
         output = fbank.new_zeros(fbank.shape[0], 0, self.output_dim)
-        return ZipformerOutput(output, torch.zeros_like(lens), layers, 0)
+        return ZipformerOutput(
+            output, torch.zeros_like(lens), embedded, [(layer, 1) for layer in layers], 0
+        )

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 Function = Callable[..., Tensor]
 
-_MIN_ELEMENTS = 1 << 20
+_MIN_ELEMENTS = 1 << 19
 """Of small tensors there is little to save, and the bookkeeping takes longer than they do."""
 
 

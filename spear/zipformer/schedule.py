@@ -13,6 +13,9 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+TRAINED = 1e9
+"""A count at which every schedule is at its end."""
+
 
 class ScheduledFloat:
     """A float that follows straight lines between given points; outside them it is constant.

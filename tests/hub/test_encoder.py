@@ -1,8 +1,5 @@
 """The encoder against published numbers, its loading and its export."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,31 +9,9 @@ from safetensors.torch import load_file, save_file
 import spear
 from spear.errors import AudioError, CheckpointError
 from spear.hub.encoder import SpearEncoder
-from spear.hub.loading import read_weights, to_released_names
+from spear.hub.loading import read_weights
 from spear.hub.released_config import released_fields, student_config
-from spear.zipformer import ZipformerConfig
-
-
-def tiny_config(**changes: object) -> ZipformerConfig:
-    fields: dict[str, object] = {
-        "feature_dim": 128,
-        "downsampling_factor": (1, 2),
-        "encoder_dim": (32, 48),
-        "num_encoder_layers": (1, 1),
-        "encoder_unmasked_dim": (24, 32),
-        "num_heads": (2, 2),
-        "feedforward_dim": (48, 48),
-        "cnn_module_kernel": (15, 15),
-    }
-    return ZipformerConfig.from_dict({**fields, **changes})
-
-
-def write_folder(folder: Path, model: SpearEncoder) -> Path:
-    folder.mkdir()
-    save_file(to_released_names(model.state_dict()), folder / "model.safetensors")
-    content = {"model_type": "spear", **released_fields(model.config)}
-    (folder / "config.json").write_text(json.dumps(content))
-    return folder
+from tests.hub.models import tiny_config, write_folder
 
 
 @pytest.fixture
@@ -74,37 +49,6 @@ def test_batch_mates_and_padding_change_nothing(folder: Path) -> None:
             assert difference.abs().max() < 1e-4
     assert together.attention_mask.sum(1).tolist() == together["encoder_out_lens"].tolist()
     assert together.last_hidden_state is together["encoder_out"]
-
-
-def test_auto_model_loads_the_same_folder(folder: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    ours = spear.from_pretrained(str(folder))
-    theirs = transformers.AutoModel.from_pretrained(str(folder)).eval()
-    audio, lens = torch.randn(2, 8000) * 0.1, torch.tensor([8000, 5000])
-    mask = torch.arange(8000) < lens[:, None]
-    with torch.no_grad():
-        expected = ours(audio, lens)
-        for found in (theirs(audio, attention_mask=mask), theirs(audio=audio, audio_lens=lens)):
-            assert torch.equal(found.last_hidden_state, expected["encoder_out"])
-            assert torch.equal(found.encoder_out_lens, expected["encoder_out_lens"])
-    with pytest.raises(AudioError, match="44100 Hz"):
-        theirs(audio, sampling_rate=44100)
-    assert theirs.config.hidden_size == ours.output_dim
-    assert theirs.config.num_hidden_layers == 2
-
-
-def test_saved_by_transformers_loads_here_and_there(folder: Path, tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    model = transformers.AutoModel.from_pretrained(str(folder)).eval()
-    model.save_pretrained(tmp_path / "again")
-    audio = torch.randn(1, 4000) * 0.1
-    with torch.no_grad():
-        expected = model(audio).last_hidden_state
-        again = transformers.AutoModel.from_pretrained(tmp_path / "again").eval()
-        assert torch.equal(again(audio).last_hidden_state, expected)
-        assert torch.equal(
-            spear.from_pretrained(str(tmp_path / "again"))(audio)["encoder_out"], expected
-        )
 
 
 def test_both_dialects_of_the_configuration_mean_the_same() -> None:
@@ -168,15 +112,3 @@ def test_weights_round_trip_by_name(folder: Path) -> None:
     state = read_weights(folder / "model.safetensors")
     assert set(state) == set(model.state_dict())
     assert all(name.startswith("model.") for name in state)
-
-
-def test_info_prints_sizes(folder: Path, repo_dir: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "spear", "info", "model", str(folder)],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=repo_dir,
-    )
-    assert "48 channels at 50 Hz" in done.stdout
-    assert done.stdout.count("\n") == 7

@@ -208,3 +208,30 @@ def test_batches_of_any_lengths_give_what_each_gives_alone() -> None:
             ):
                 difference = float((ours[row, :num_frames] - theirs[0]).abs().max())
                 assert difference < 1e-4, (seed, lens.tolist(), row, difference)
+
+
+@pytest.mark.parametrize("changes", [{}, {"output_downsampling_factor": 2}], ids=["50 Hz", "25 Hz"])
+def test_layers_of_windows_are_those_of_one_pass(changes: dict[str, object]) -> None:
+    model = without_attention(encoder(**changes))
+    audio = noise(8.013)
+    whole = model(audio.unsqueeze(0))
+    layers = (7, 0, 3)
+    long = model.encode_long(audio, window_s=2.0, context_s=3.0, layers=layers)
+    every = (whole["embeddings"], *whole["hidden_states"])
+    for ours, layer in zip(long["hidden_states"], layers, strict=True):
+        torch.testing.assert_close(ours, every[layer], atol=1e-4, rtol=0.0)
+    torch.testing.assert_close(long["encoder_out"], whole["encoder_out"], atol=1e-4, rtol=0.0)
+
+
+def test_layers_of_a_causal_model_come_from_windows() -> None:
+    model = encoder(causal=True, chunk_size=16, left_context_frames=32)
+    audio = noise(3.0)
+    whole = model(audio.unsqueeze(0))
+    long = model.encode_long(audio, layers=[2])
+    torch.testing.assert_close(long["hidden_states"][0], whole["hidden_states"][1])
+
+
+@pytest.mark.parametrize("layer", [-1, 8])
+def test_layers_that_do_not_exist_are_refused(layer: int) -> None:
+    with pytest.raises(ConfigError, match=r"0 \(the front end\) to 7"):
+        encoder().encode_long(noise(1.0), layers=[0, layer])

@@ -1,0 +1,1 @@
+"""Features of recordings on disk: `spear embed-files`."""

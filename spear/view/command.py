@@ -1,0 +1,238 @@
+"""`spear view FILE --model M`: what an encoder makes of a recording, as pictures and a page.
+
+Writes `{out}/{name}.png` with everything, one picture for each part, and `index.html`, which holds
+them all and needs no other file.
+"""
+
+import base64
+import html
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from spear.audio import SAMPLE_RATE_HZ
+from spear.data.collate import STUDENT_RATE_HZ
+from spear.device import choose_device
+from spear.errors import ConfigError
+from spear.features.feature_folder import make_folder
+from spear.features.recordings import read_recording
+from spear.files import write_text
+from spear.hub.encoder import SpearEncoder
+from spear.hub.frame_grid import layer_centre_ms, output_centre_ms
+from spear.hub.info import num_parameters
+from spear.hub.loading import from_pretrained, weights_file
+from spear.hub.token_heads import TokenHeads, load_token_heads
+from spear.optional import require
+from spear.progress import get_logger
+from spear.reports import save_figure
+from spear.view.numbers import layer_colours, pooling_step, similarity
+from spear.view.pictures import (
+    Grid,
+    View,
+    draw_everything,
+    draw_layers_alone,
+    draw_log_mel_alone,
+    draw_similarity_alone,
+    draw_tokens_alone,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+logger = get_logger(__name__)
+
+_FBANK_S = 0.01
+_PICTURES: tuple[tuple[str, str, Callable[[View], "Figure"]], ...] = (
+    ("", "everything", draw_everything),
+    ("_log_mel", "log-mel energies", draw_log_mel_alone),
+    ("_layers", "layers", draw_layers_alone),
+    ("_tokens", "tokens", draw_tokens_alone),
+    ("_similarity", "similarity", draw_similarity_alone),
+)
+"""Suffix of the file, caption, and what draws it."""
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>{title}</title>
+<style>
+body {{ font-family: sans-serif; max-width: 100rem; margin: 2rem auto; padding: 0 1rem; }}
+th {{ text-align: left; padding-right: 2rem; font-weight: normal; color: #555; }}
+img {{ max-width: 100%; }}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+<table>
+{rows}
+</table>
+{images}
+</body>
+</html>
+"""
+
+
+@dataclass
+class ViewConfig:
+    """Draws what an encoder makes of a recording: `spear view FILE --model M --out DIR`."""
+
+    file: str
+    """The recording, of any format, rate and length."""
+    model: str
+    """Model folder, or hub id."""
+    out: str
+    """Folder for the pictures and `index.html`; those of an earlier view are replaced."""
+    offset_s: float = 0.0
+    """Where in the recording the pictures begin, in seconds."""
+    max_s: float = 30.0
+    """Most seconds that are drawn."""
+    device: str = "auto"
+    """Device of the encoder: auto, cpu, cuda, cuda:1, ..."""
+
+    def __post_init__(self) -> None:
+        """Refuses values outside their ranges."""
+        if self.offset_s < 0:
+            raise ConfigError(f"offset_s is {self.offset_s}: it must be 0 seconds or more")
+        if not self.max_s > 0:
+            raise ConfigError(f"max_s is {self.max_s}: it must be above 0 seconds")
+
+
+def run(config: ViewConfig) -> None:
+    """Draws a recording.
+
+    Raises:
+        AudioError: The recording cannot be read.
+        CheckpointError: The model cannot be loaded.
+        ConfigError: There is nothing to draw, or `out` is a file.
+        MissingPackageError: matplotlib is not installed.
+    """
+    require("matplotlib.figure", "spear view")
+    out = Path(config.out)
+    make_folder(out)
+    audio = _read_part(config)
+    model = from_pretrained(config.model, choose_device(config.device))
+    if model.num_frames(len(audio)) == 0:
+        raise ConfigError(
+            f"{len(audio) / SAMPLE_RATE_HZ:.3f} s of {config.file} are too short for a frame"
+        )
+    heads = load_token_heads(weights_file(config.model).parent)
+    if heads is None:
+        logger.info("%s has no token heads: no tokens are drawn", config.model)
+    path = Path(config.file)
+    model_name = "/".join(Path(config.model).parts[-2:])
+    view = look(model, heads, audio, f"{path.name}  ·  {model_name}", config.offset_s)
+    pictures = _draw(view, out, path.stem)
+    facts = _facts(config, model, view, len(audio))
+    write_text(out / "index.html", _page(path.name, facts, pictures))
+    logger.info("%s and %s", pictures["everything"], out / "index.html")
+
+
+@torch.no_grad()
+def look(
+    model: SpearEncoder,
+    heads: TokenHeads | None,
+    audio: np.ndarray,
+    title: str = "",
+    begin_s: float = 0.0,
+) -> View:
+    """Computes what there is to draw.
+
+    Args:
+        model: In evaluation mode.
+        heads: Its token heads, where there are any.
+        audio: (S,) float32 at 16 kHz, long enough for a frame.
+        title: What stands above the pictures.
+        begin_s: Where the audio begins in its recording.
+    """
+    samples = torch.from_numpy(audio)
+    out = model.encode_long(samples, layers=range(model.num_layers + 1))
+    frames = out["encoder_out"][0]
+    log_mel, _ = model.fbank(samples.unsqueeze(0), torch.tensor([len(samples)]))
+    output = Grid(begin_s + output_centre_ms(model.config) / 1000, 1 / model.frame_rate_hz)
+    step = pooling_step(len(frames))
+    return View(
+        title=title,
+        begin_s=begin_s,
+        end_s=begin_s + len(audio) / SAMPLE_RATE_HZ,
+        log_mel=log_mel[0],
+        log_mel_grid=Grid(begin_s + _FBANK_S / 2, _FBANK_S),
+        similarity=similarity(frames),
+        similarity_grid=Grid(output.first_s + (step - 1) / 2 * output.step_s, step * output.step_s),
+        layers=layer_colours([layer[0] for layer in out["hidden_states"]]),
+        layer_grid=Grid(begin_s + layer_centre_ms(model.config) / 1000, 1 / STUDENT_RATE_HZ),
+        rates_hz=_rates_hz(model),
+        tokens={} if heads is None else heads.predict(frames),
+        codebook_sizes={} if heads is None else heads.codebook_sizes,
+        output_grid=output,
+    )
+
+
+def _rates_hz(model: SpearEncoder) -> list[float]:
+    """Returns the frames per second that the front end and each layer compute."""
+    stacks = zip(model.config.downsampling_factor, model.config.num_encoder_layers, strict=True)
+    layers = [STUDENT_RATE_HZ / factor for factor, num_layers in stacks for _ in range(num_layers)]
+    return [STUDENT_RATE_HZ, *layers]
+
+
+def _read_part(config: ViewConfig) -> np.ndarray:
+    """Returns the samples that are to be drawn."""
+    audio = read_recording(Path(config.file))
+    begin = round(config.offset_s * SAMPLE_RATE_HZ)
+    if begin >= len(audio):
+        raise ConfigError(
+            f"offset_s {config.offset_s:g} is behind the end of {config.file}, "
+            f"which has {len(audio) / SAMPLE_RATE_HZ:.2f} s"
+        )
+    return audio[begin : begin + max(1, round(config.max_s * SAMPLE_RATE_HZ))]
+
+
+def _draw(view: View, out: Path, name: str) -> dict[str, Path]:
+    """Draws what there is; returns the pictures by their caption."""
+    pictures = {}
+    for suffix, caption, draw in _PICTURES:
+        path = out / f"{name}{suffix}.png"
+        if draw is draw_tokens_alone and not view.tokens:
+            path.unlink(missing_ok=True)  # of another model
+            continue
+        save_figure(draw(view), path)
+        pictures[caption] = path
+    return pictures
+
+
+def _facts(config: ViewConfig, model: SpearEncoder, view: View, num_samples: int) -> dict[str, str]:
+    millions = num_parameters(model) / 1e6
+    facts = {
+        "recording": config.file,
+        "drawn": f"{view.begin_s:.2f} s to {view.end_s:.2f} s",
+        "model": f"{config.model}, {millions:.2f} M parameters, {model.num_layers} layers",
+        "frames": f"{model.num_frames(num_samples)} of {model.output_dim} channels "
+        f"at {model.frame_rate_hz:g} Hz",
+    }
+    for teacher, predicted in view.tokens.items():
+        size = view.codebook_sizes[teacher]
+        facts[f"tokens of {teacher}"] = (
+            f"{predicted.tokens.shape[1]} codebooks of {size}; mean probability of the predicted "
+            f"ones {float(predicted.probabilities.mean()):.3f}, of any {1 / size:.4f}"
+        )
+    return facts
+
+
+def _page(title: str, facts: Mapping[str, str], pictures: Mapping[str, Path]) -> str:
+    rows = "\n".join(
+        f"<tr><th>{html.escape(key)}</th><td>{html.escape(value)}</td></tr>"
+        for key, value in facts.items()
+    )
+    images = "\n".join(
+        f"<h2>{html.escape(caption)}</h2>\n"
+        f'<img alt="{html.escape(caption)}" src="data:image/png;base64,{_base64(path)}">'
+        for caption, path in pictures.items()
+    )
+    return _PAGE.format(title=html.escape(title), rows=rows, images=images)
+
+
+def _base64(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode("ascii")
