@@ -21,6 +21,7 @@ from spear.errors import CheckpointError
 from spear.files import atomic_folder
 from spear.hub.encoder import SpearEncoder
 from spear.hub.export import write_model_folder
+from spear.hub.loading import read_student_config
 from spear.hub.released_config import MODEL_TYPE, parse_field, released_fields
 from spear.model_folder import CONFIG_FILE
 from spear.progress import get_logger
@@ -90,7 +91,8 @@ def load_checkpoint(
 
     Args:
         path: The file.
-        student: Fields of `ZipformerConfig` that the file does not tell, or tells wrongly.
+        student: Fields of `ZipformerConfig` that neither the file nor a `config.json` of ours
+            beside it tells, or that they tell wrongly.
         weights: "model" or "model_avg".
 
     Returns:
@@ -108,12 +110,13 @@ def load_checkpoint(
     own = {name: value for name, value in state.items() if _is_ours(name)}
     if not own:
         raise CheckpointError(f"{path} has no `encoder.*` weights: it holds {sorted(left_aside)}")
-    if "encoder_dim" not in {**content, **(student or {})}:
+    told = {**_told_by(content, own), **_told_beside(path), **(student or {})}
+    if "encoder_dim" not in told:
         raise CheckpointError(
             f"{path} does not tell the sizes of its encoder: give the run's options as student, "
             "for example {'encoder_dim': [192, 256, 384, 512, 384, 256], ...}"
         )
-    config = ZipformerConfig.from_dict({**_told_by(content, own), **(student or {})})
+    config = ZipformerConfig.from_dict(told)
     if config.output_downsampling_factor == 1:
         own.pop(_OUTPUT_BIAS, None)  # icefall has a weight for the mean of one frame
     encoder = SpearEncoder(config)
@@ -172,6 +175,13 @@ def _told_by(content: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[st
     bias = state.get(_OUTPUT_BIAS)
     factor = 1 if bias is None else len(bias)
     return {"frontend_pad": False, "output_downsampling_factor": factor, **told}
+
+
+def _told_beside(path: Path) -> dict[str, Any]:
+    """Returns the configuration that lies beside a checkpoint that we wrote, if there is one."""
+    if not (path.parent / CONFIG_FILE).is_file():
+        return {}
+    return read_student_config(path.parent).to_dict()
 
 
 def _readme(config: ZipformerConfig) -> str:

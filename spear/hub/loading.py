@@ -120,9 +120,6 @@ def _from_folder(folder: Path) -> SpearEncoder:
 def _from_icefall(path: Path, student: Mapping[str, Any] | None) -> SpearEncoder:
     from spear.hub.icefall import load_checkpoint
 
-    beside = path.parent / CONFIG_FILE
-    if not student and beside.is_file():
-        student = read_student_config(path.parent).to_dict()
     model, left_aside = load_checkpoint(path, student)
     if left_aside:
         logger.info("left aside: %s", ", ".join(left_aside))

@@ -56,18 +56,24 @@ def test_an_epoch_tells_its_architecture(tmp_path: Path, factor: int) -> None:
     assert torch.equal(doubled.state_dict()[name], 2.0 * encoder.state_dict()[name])
 
 
-def test_what_is_written_is_read_again(tmp_path: Path) -> None:
-    encoder = make_encoder()
-    write_checkpoint(encoder, tmp_path / "for icefall")
-    path = tmp_path / "for icefall" / "pretrained.pt"
-    with pytest.raises(CheckpointError, match="does not tell the sizes"):
-        load_checkpoint(path)
-    student = {k: v for k, v in encoder.config.to_dict().items() if k != "frontend_pad"}
+def assert_reads(path: Path, student: dict[str, Any] | None, encoder: SpearEncoder) -> None:
     loaded, left_aside = load_checkpoint(path, student)
     assert left_aside == []
     for ours, theirs in zip(loaded.model.parameters(), encoder.model.parameters(), strict=True):
         if ours is not loaded.model.mask_emb:  # icefall has no place for it
             assert torch.equal(ours, theirs)
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    encoder = make_encoder()
+    write_checkpoint(encoder, tmp_path / "for icefall")
+    path = tmp_path / "for icefall" / "pretrained.pt"
+    assert_reads(path, None, encoder)  # the configuration lies beside it
+    (tmp_path / "for icefall" / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="does not tell the sizes"):
+        load_checkpoint(path)
+    student = {k: v for k, v in encoder.config.to_dict().items() if k != "frontend_pad"}
+    assert_reads(path, student, encoder)
     readme = (tmp_path / "for icefall" / "README.md").read_text()
     assert "--encoder-dim 32,48 " in readme and "--causal False" in readme
     assert "Pad the features" not in readme

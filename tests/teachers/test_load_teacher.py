@@ -113,7 +113,7 @@ def test_hub_ids_are_downloaded(make_spec: Spec, monkeypatch: pytest.MonkeyPatch
     assert teacher.identity()["path"] == "someone/wavlm"
     assert teacher.weights_sha256 == load_teacher(spec).weights_sha256
     assert len(hub.asked) == 1 and not any(".bin" in pattern for pattern in hub.asked[0])
-    with pytest.raises(CheckpointError, match=r"no folder someone/else, .* 404 not found"):
+    with pytest.raises(CheckpointError, match=r"no folder someone/else, .*404 not found"):
         load_teacher({"name": "wavlm", "path": "someone/else"})
 
 
