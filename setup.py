@@ -23,12 +23,14 @@ CORE = [
 EXTRAS = {
     "fast": ["numba>=0.59"],
     "hub": ["transformers>=4.50"],
+    "onnx": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
     "asr": ["sentencepiece>=0.2", "kaldialign>=0.9"],
     "report": ["tensorboard>=2.15", "matplotlib>=3.8"],
 }
 EXTRAS["all"] = sorted({package for group in EXTRAS.values() for package in group})
 EXTRAS["dev"] = [
     *EXTRAS["all"],
+    "sherpa-onnx>=1.12",
     "pytest>=8",
     "pytest-xdist>=3.5",
     "hypothesis>=6.100",

@@ -48,6 +48,9 @@ COMMANDS = {
     "verify": Command("spear.data.verify", "VerifyConfig", "checks shards and tokens"),
     "pretrain": Command("spear.pretrain.command", "PretrainConfig", "shards + tokens -> student"),
     "export": Command("spear.hub.export", "ExportConfig", "run folder -> model folder"),
+    "export-onnx": Command(
+        "spear.hub.onnx", "ExportOnnxConfig", "model folder or recogniser's run -> ONNX files"
+    ),
     "import-icefall": Command(
         "spear.hub.icefall", "ImportIcefallConfig", "icefall checkpoint -> model folder"
     ),

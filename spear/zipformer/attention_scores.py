@@ -13,6 +13,7 @@ T S d + T (T + S) p multiplications forward and twice as many backward.
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
@@ -71,6 +72,8 @@ def attention_weights(
         The weights, in the type of the query.
     """
     if torch.compiler.is_compiling():
+        if projections.encoded is not None:  # see relative_to_absolute
+            projections = projections._replace(encoded=F.pad(projections.encoded, (0, 1)))
         scores = _scores(projections, num_heads)
         weights = _softmax(scores.masked_fill(hidden, MASKED_SCORE))
         return SharedWeights(weights, weights, weights[:, 0])

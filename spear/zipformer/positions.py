@@ -59,14 +59,21 @@ class RelativePositions(nn.Module):
         """
         num_targets, device = x.shape[1], x.device
         num_sources = num_targets + num_remembered
+        num_offsets = num_targets + num_sources - 1
+        if torch.compiler.is_compiling():  # a graph for any number of frames keeps no table
+            encoding = encode_offsets(num_sources, self.dim, device)[:num_offsets]
+        else:
+            encoding = self._from_table(num_sources, num_offsets, device)
+        return F.dropout(encoding.to(x.dtype), p=_DROPOUT, training=self.training)
+
+    def _from_table(self, num_sources: int, num_offsets: int, device: torch.device) -> Tensor:
         table = self._table
         if table is None or table.device != device or table.shape[0] < 2 * num_sources - 1:
             # In float32, since offsets do not fit into a half.
             table = encode_offsets(max(num_sources, _INITIAL_FRAMES), self.dim, device)
             self._table = table
-        centre = table.shape[0] // 2
-        encoding = table[centre - num_sources + 1 : centre + num_targets]
-        return F.dropout(encoding.to(x.dtype), p=_DROPOUT, training=self.training)
+        first = table.shape[0] // 2 + 1 - num_sources
+        return table[first : first + num_offsets]
 
 
 def relative_to_absolute(scores: Tensor, num_sources: int) -> Tensor:
@@ -77,14 +84,15 @@ def relative_to_absolute(scores: Tensor, num_sources: int) -> Tensor:
     view is written to `scores`.
 
     Args:
-        scores: (..., T, T + S - 1), contiguous in the last two dimensions.
+        scores: (..., T, T + S - 1), contiguous in the last two dimensions. In a graph, which has
+            to serve a single target as well, with one more column of anything.
         num_sources: S.
 
     Returns:
         (..., T, S).
     """
     num_targets = scores.shape[-2]
-    if num_targets == 1:
+    if num_targets == 1 and not torch.compiler.is_compiling():
         return scores
     stride = scores.shape[-1] - 1
     rows = scores.flatten(-2)[..., num_targets - 1 : num_targets - 1 + num_targets * stride]

@@ -26,7 +26,7 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor, frames: Frames) -> Tensor:
         """Maps (B, T, C), whose valid frames `frames` knows, to (B, ceil(T / factor), C)."""
-        num_groups = -(-x.shape[1] // self.factor)
+        num_groups = (x.shape[1] + self.factor - 1) // self.factor  # as -(-a // b), ONNX rounds up
 
         def average(x: Tensor, weights: Tensor) -> Tensor:
             filled = frames.repeat_last(x, num_groups * self.factor)

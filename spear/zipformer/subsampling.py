@@ -34,7 +34,7 @@ def num_subsampled(num_frames: Tensor | int, frontend_pad: bool) -> Tensor | int
     if frontend_pad:
         return num_frames // 2
     left = (num_frames - _CONTEXT) // 2
-    return max(left, 0) if isinstance(left, int) else left.clamp_min(0)
+    return left.clamp_min(0) if isinstance(left, Tensor) else max(left, 0)
 
 
 class ConvNeXt(nn.Module):
@@ -89,6 +89,8 @@ class ConvNeXt(nn.Module):
         """
         if self.hidden_balancer.draw():  # wants the statistics of the whole
             return self._shrink(self.hidden_balancer.act(self._widen(x)))
+        if torch.compiler.is_compiling():  # a graph has no number of parts
+            return self._shrink(self._widen(x))
         parts = x.flatten(0, 2).split(_part_rows(x.device, self.pointwise_conv1.out_channels))
         mapped = [recomputed(lambda part: self._shrink(self._widen(part)), part) for part in parts]
         return torch.cat(mapped).view(x.shape)
