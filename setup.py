@@ -23,7 +23,7 @@ CORE = [
 EXTRAS = {
     "fast": ["numba>=0.59"],
     "hub": ["transformers>=4.50"],
-    "onnx": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
+    "onnx": ["onnx>=1.18", "onnxscript>=0.6", "onnxruntime>=1.20"],
     "asr": ["sentencepiece>=0.2", "kaldialign>=0.9"],
     "report": ["tensorboard>=2.15", "matplotlib>=3.8"],
 }

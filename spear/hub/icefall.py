@@ -157,7 +157,8 @@ def _read(path: Path) -> dict[str, Any]:
         # The run's options hold paths, which do nothing when they are made.
         with torch.serialization.safe_globals([pathlib.PosixPath]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    # torch's reader of pickles stumbles over other bytes in several ways.
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path} holds more than tensors and plain values, or is broken ({reason}): let "

@@ -103,7 +103,7 @@ def test_commands_take_a_checkpoint_in_and_out_again(tmp_path: Path) -> None:
 def test_bad_files_are_one_clear_error(tmp_path: Path) -> None:
     encoder = make_encoder()
     broken, other = tmp_path / "broken.pt", tmp_path / "other.pt"
-    broken.write_bytes(b"no checkpoint")
+    broken.write_bytes(b"text")
     torch.save({"model": DECODER}, other)
     pickled = write_epoch(tmp_path / "pickled.pt", encoder, sampler=icefall.ImportIcefallConfig)
     cases = [
