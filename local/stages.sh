@@ -17,6 +17,7 @@ dasheng=""            # Dasheng, the audio teacher: .pt file, folder or hub id; 
   # where empty
 wavlm_codebooks=16    # N, tokens per frame of the speech teacher
 dasheng_codebooks=8   # N, tokens per frame of the audio teacher
+recheck=3             # cuts of each folder whose tokens stage 6 extracts anew and compares
 audio_repeats=1       # times that each clip of general audio comes per epoch of pre-training
 nproc=1               # training processes; above 1 they run under torchrun
 num_jobs=2            # jobs of the other stages that run in parallel
@@ -56,6 +57,7 @@ check_options() {
   for name in nproc num_jobs wavlm_codebooks dasheng_codebooks audio_repeats; do
     [[ "${!name}" =~ ^[1-9][0-9]*$ ]] || die "--${name//_/-} is 1 or more, not '${!name}'"
   done
+  [[ "$recheck" =~ ^[0-9]+$ ]] || die "--recheck is 0 or more, not '$recheck'"
 }
 
 # Paths and lists that follow from the options.
@@ -267,7 +269,7 @@ verify_domain() {
     quantizers+=", \"$name\": $(json_string "$exp/quantizers/$name/quantizer.safetensors")"
   done
   launch "$exp/log/verify_$domain.log" verify --shards "$shards" --teachers "$(json_list "$@")" \
-    --quantizers "{${quantizers#, }}"
+    --quantizers "{${quantizers#, }}" --recheck "$recheck" --device "$device"
 }
 
 # Stage 7

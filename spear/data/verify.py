@@ -1,9 +1,11 @@
 """`spear verify`: recomputes everything that shard folders promise, and fails loudly.
 
 Takes shard folders; checks files against their recorded checksums and counts, decodes every clip
-and every token array, and compares ids, order, shapes, ranges, frame counts and sidecars. It
-prints a table, writes `verify.md` and `verify.png` into each folder, and raises an error that names
-every problem with its shard and cut.
+and every token array, and compares ids, order, shapes, ranges, frame counts and sidecars. Tokens
+that say nothing are problems, too: arrays in which nothing changes, codebooks of which next to
+nothing is used. With `recheck` the tokens of some cuts are extracted anew (`spear.data.recheck`).
+It prints a table, writes `verify.md` and `verify.png` into each folder, and raises an error that
+names every problem with its shard and cut.
 """
 
 from collections import Counter
@@ -13,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from spear.audio.io import SAMPLE_RATE_HZ, decode_audio
 from spear.data.manifests import read_jsonl_gz
 from spear.data.shards import (
     CutInfo,
+    ShardFolder,
     cut_info,
     cuts_name,
     find_shard_ids,
@@ -27,6 +31,7 @@ from spear.data.shards import (
 from spear.data.tars import FileReader, TarPair, index_pairs
 from spear.data.tokens import (
     ShardTokens,
+    Tokens,
     TokenSidecar,
     decode_tokens,
     find_teachers,
@@ -34,6 +39,7 @@ from spear.data.tokens import (
     token_dtype,
     token_tar_name,
 )
+from spear.device import choose_device
 from spear.errors import ConfigError, DataError, SpearError, TokenError
 from spear.files import sha256_of
 from spear.progress import get_logger, progress
@@ -50,6 +56,12 @@ log = get_logger(__name__)
 
 MAX_FRAME_DIFFERENCE = 2
 """Frames by which tokens may be fewer or more than duration x rate: edges differ by teacher."""
+MIN_CONSTANT_FRAMES = 25
+"""From how many frames on an array in which nothing changes is a problem."""
+MIN_COUNTED_FRAMES = 1000
+"""From how many frames on the entropy of a folder's tokens says something."""
+SILENT_PEAK = 1e-3
+"""Largest sample of a clip that may well have the same tokens throughout."""
 MAX_SHOWN = 20
 """Problems in the error's message; the report has all."""
 
@@ -66,6 +78,16 @@ class VerifyConfig:
     """Quantiser file by teacher: the tokens must come from exactly this file."""
     audio: bool = True
     """Whether to decode every clip, besides checking its file's checksum."""
+    min_entropy: float = 0.2
+    """Least entropy of a codebook's tokens in a folder, as a share (0 to 1) of the greatest that so
+    many frames and codes can have; folders of fewer than 1,000 frames are not judged."""
+    recheck: int = 0
+    """Cuts of each folder whose tokens are extracted anew, one by one, and compared; 0 for none.
+    Needs `quantizers`, and the teachers' weights."""
+    teacher_paths: dict[str, str] = field(default_factory=dict)
+    """Where a teacher's weights lie now, by teacher; none is where they lay at extraction."""
+    device: str = "auto"
+    """Device of teacher and quantiser for `recheck`: auto, cpu, cuda, cuda:1, ..."""
 
 
 @dataclass
@@ -84,6 +106,8 @@ class Count:
     """Problems found."""
     differences: Counter[int] = field(default_factory=Counter)
     """Token arrays by tenths of a frame that they have more than duration x rate."""
+    usage: NDArray[np.int64] | None = None
+    """(N, K) how often each token occurs."""
 
 
 @dataclass
@@ -100,6 +124,8 @@ class FolderReport:
     """Whether a problem is one of tokens."""
     duration_s: float = 0.0
     """Seconds of audio."""
+    silent: set[str] = field(default_factory=set)
+    """Cuts whose audio is silence, as far as it was decoded."""
 
     def add(self, count: Count, problem: str) -> None:
         """Notes a problem of one part."""
@@ -121,6 +147,8 @@ def run(config: VerifyConfig) -> None:
     for teacher, path in config.quantizers.items():
         if not Path(path).is_file():
             raise ConfigError(f"quantizers: {teacher}: {path}: no such file")
+    if config.recheck > 0 and not config.quantizers:
+        raise ConfigError("recheck makes tokens anew: name the quantiser files in quantizers")
     reports = [verify_folder(Path(path), config) for path in config.shards]
     for report in reports:
         table = make_table(report)
@@ -153,7 +181,7 @@ def verify_folder(path: Path, config: VerifyConfig) -> FolderReport:
     _verify_record(report, shard_ids, cuts)
     _verify_unique(report, cuts)
     for teacher in sorted({*config.teachers, *config.quantizers} or find_teachers(path)):
-        _verify_teacher(report, teacher, cuts, config.quantizers.get(teacher))
+        _verify_teacher(report, teacher, cuts, config)
     return report
 
 
@@ -232,6 +260,8 @@ def _verify_audio(report: FolderReport, shard: int, decode: bool) -> list[CutInf
         except SpearError as error:
             report.add(count, str(error))
             continue
+        if np.abs(audio).max(initial=0.0) < SILENT_PEAK:
+            report.silent.add(cut.id)
         expected = round(cut.duration_s * SAMPLE_RATE_HZ)
         if abs(len(audio) - expected) > 1:
             report.add(count, f"{where}: {len(audio)} samples where its duration says {expected}")
@@ -332,9 +362,10 @@ def _verify_unique(report: FolderReport, cuts: dict[int, list[CutInfo]]) -> None
 
 
 def _verify_teacher(
-    report: FolderReport, teacher: str, cuts: dict[int, list[CutInfo]], quantizer: str | None
+    report: FolderReport, teacher: str, cuts: dict[int, list[CutInfo]], config: VerifyConfig
 ) -> None:
     """Checks one teacher's sidecar and every token array."""
+    quantizer = config.quantizers.get(teacher)
     count = Count(f"{teacher} tokens")
     report.counts.append(count)
     try:
@@ -358,6 +389,31 @@ def _verify_teacher(
         _verify_checksum(report, count, shard, name, sidecar.shards[shard].sha256)
         if (report.path / name).is_file():
             _verify_tokens(report, count, shard, cuts[shard], sidecar)
+    for problem in check_usage(count.usage, config.min_entropy):
+        report.add(count, f"{teacher} tokens: {problem}")
+    if config.recheck > 0 and quantizer is not None and count.num_problems == 0:
+        _recheck(report, count, sidecar, config)
+
+
+def _recheck(
+    report: FolderReport, count: Count, sidecar: TokenSidecar, config: VerifyConfig
+) -> None:
+    """Extracts the tokens of some cuts anew; only of folders in which nothing else is wrong."""
+    from spear.data.recheck import Rechecker  # loads teachers, which the rest does without
+
+    teacher = sidecar.teacher
+    paths = (config.quantizers[teacher], config.teacher_paths.get(teacher))
+    try:
+        rechecker = Rechecker.load(sidecar, paths[0], choose_device(config.device), paths[1])
+        folder = ShardFolder(report.path)
+        num_cuts = min(config.recheck, len(folder))
+        for cut, problem in rechecker.check(folder, config.recheck):
+            shard = folder.shard_ids[cut.shard]
+            report.add(count, f"shard {shard:06d}: cut {cut.id!r}: {teacher} tokens: {problem}")
+    except SpearError as error:
+        report.add(count, str(error))
+        return
+    log.info("%s: %s tokens of %d cuts extracted anew", report.path, teacher, num_cuts)
 
 
 def _verify_tokens(
@@ -376,7 +432,12 @@ def _verify_tokens(
         num_cuts, num_frames = num_cuts + 1, num_frames + len(tokens)
         expected_frames = cut.duration_s * sidecar.frame_rate_hz
         count.differences[round(10 * (len(tokens) - expected_frames))] += 1
-        for problem in check_tokens(tokens, cut.duration_s, sidecar):
+        problems = check_tokens(tokens, cut.duration_s, sidecar)
+        if not problems:
+            _add_usage(count, tokens, sidecar.codebook_size)
+        if _is_constant(tokens) and cut.id not in report.silent:
+            problems.append(f"all {len(tokens)} frames have the same tokens, and it is not silent")
+        for problem in problems:
             report.add(count, f"{where}: {problem}")
     count.num_cuts += num_cuts
     count.num_frames += num_frames
@@ -387,6 +448,39 @@ def _verify_tokens(
             f"shard {shard:06d}: {path.name}: {num_cuts} cuts and {num_frames} frames where the "
             f"sidecar says {expected.num_cuts} and {expected.num_frames}",
         )
+
+
+def _add_usage(count: Count, tokens: Tokens, codebook_size: int) -> None:
+    num_codebooks = tokens.shape[1]
+    if count.usage is None:
+        count.usage = np.zeros((num_codebooks, codebook_size), dtype=np.int64)
+    flat = tokens.astype(np.int64) + codebook_size * np.arange(num_codebooks)
+    counts = np.bincount(flat.ravel(), minlength=count.usage.size)
+    count.usage += counts.reshape(count.usage.shape)
+
+
+def _is_constant(tokens: Tokens) -> bool:
+    return len(tokens) >= MIN_CONSTANT_FRAMES and bool((tokens == tokens[0]).all())
+
+
+def check_usage(usage: NDArray[np.int64] | None, min_entropy: float) -> list[str]:
+    """Returns which codebooks say next to nothing.
+
+    Args:
+        usage: (N, K) how often each token occurs, or None where there are none.
+        min_entropy: Least entropy, as a share of that of as many frames on as many codes as can be.
+    """
+    if usage is None or (num_frames := int(usage[0].sum())) < MIN_COUNTED_FRAMES:
+        return []
+    shares = usage / num_frames
+    logs = np.log(shares, where=shares > 0, out=np.zeros_like(shares))
+    entropies = np.abs((shares * logs).sum(axis=1)) / np.log(min(usage.shape[1], num_frames))
+    low = [
+        f"{number} ({value:.2f})"
+        for number, value in enumerate(entropies.tolist())
+        if value < min_entropy
+    ]
+    return [f"entropy below {min_entropy:g} in codebook {', '.join(low)}"] if low else []
 
 
 def check_tokens(tokens: Any, duration_s: float, sidecar: TokenSidecar) -> list[str]:

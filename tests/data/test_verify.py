@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_quantizer import write_quantizer
+from fake_quantizer import FakeQuantizer, write_quantizer
 
 from spear.data import extract, verify
 from spear.data.extract import ExtractConfig
 from spear.data.manifests import read_jsonl_gz
+from spear.data.recheck import compare_tokens, sample
 from spear.data.shards import ShardFolder
 from spear.data.tars import index_pairs
 from spear.data.tokens import ShardTokens, TokenSidecar, TokenTarWriter
@@ -238,3 +239,133 @@ def test_ids_are_compared_in_full() -> None:
         "cut 'b' is missing",
     ]
     assert compare_ids(["b", "a"], ["a", "b"]) == ["the cuts are in another order, from cut 'b' on"]
+
+
+def test_an_array_in_which_nothing_changes_is_found(
+    config: VerifyConfig, folder: ShardFolder
+) -> None:
+    def freeze(tokens: Tokens) -> Tokens:
+        return [(key, np.repeat(array[:1], len(array), axis=0)) for key, array in tokens[:1]] + [
+            *tokens[1:]
+        ]
+
+    rewrite_tokens(folder, 1, freeze)
+    message = problems_of(config)
+    cut = folder.cuts(1)[0]
+    assert f"shard 000001: cut {cut.id!r}: logmel tokens: all" in message
+    assert "frames have the same tokens, and it is not silent" in message
+    assert message.startswith("1 problems")
+
+
+def test_silence_may_have_the_same_tokens_throughout(
+    config: VerifyConfig, folder: ShardFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rewrite_tokens(folder, 0, lambda tokens: [(key, np.zeros_like(array)) for key, array in tokens])
+    monkeypatch.setattr(verify, "SILENT_PEAK", 2.0)
+    verify.run(config)
+
+
+def test_a_codebook_that_says_nothing_is_found(
+    config: VerifyConfig, folder: ShardFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flatten(tokens: Tokens) -> Tokens:
+        for _, array in tokens:
+            array[:, 2] = 7
+        return tokens
+
+    for shard in range(folder.num_shards):
+        rewrite_tokens(folder, shard, flatten)
+    verify.run(config)  # so few frames are not judged
+    monkeypatch.setattr(verify, "MIN_COUNTED_FRAMES", 10)
+    assert "logmel tokens: entropy below 0.2 in codebook 2 (0.00)" in problems_of(config)
+    verify.run(replace(config, min_entropy=0.0))
+
+
+def test_entropy_is_that_of_as_many_frames_as_there_are() -> None:
+    even = np.full((1, 4), 1000)
+    once = np.zeros((1, 4096), dtype=np.int64)
+    once[0, :1000] = 1
+    assert verify.check_usage(even, 0.999) == verify.check_usage(once, 0.999) == []
+    half = np.array([[500, 500, 0, 0]])
+    assert verify.check_usage(half, 0.49) == []
+    assert verify.check_usage(half, 0.51) == ["entropy below 0.51 in codebook 0 (0.50)"]
+
+
+@pytest.fixture
+def rechecked(config: VerifyConfig, monkeypatch: pytest.MonkeyPatch) -> VerifyConfig:
+    monkeypatch.setattr("spear.data.recheck.load_quantizer", FakeQuantizer.load)
+    return replace(config, recheck=100, device="cpu")
+
+
+def test_tokens_made_anew_are_those_that_are_there(
+    rechecked: VerifyConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        verify.run(rechecked)
+    assert "logmel tokens of 12 cuts extracted anew" in caplog.text
+
+
+@pytest.mark.parametrize(("shift", "words"), [(5, "5 frames too late"), (-3, "3 frames too early")])
+def test_shifted_tokens_are_found(
+    rechecked: VerifyConfig, folder: ShardFolder, shift: int, words: str
+) -> None:
+    changed = folder.cuts(1)[2].id
+
+    def roll(tokens: Tokens) -> Tokens:
+        return [(key, np.roll(x, shift, axis=0) if key == changed else x) for key, x in tokens]
+
+    rewrite_tokens(folder, 1, roll)
+    verify.run(replace(rechecked, recheck=0))  # nothing else can tell
+    message = problems_of(rechecked)
+    assert f"shard 000001: cut {changed!r}: logmel tokens: shifted: {words}" in message
+    assert message.startswith("1 problems")
+
+
+def test_tokens_of_something_else_are_found(rechecked: VerifyConfig, folder: ShardFolder) -> None:
+    def others(tokens: Tokens) -> Tokens:
+        rng = np.random.default_rng(0)
+        return [(key, rng.integers(0, 16, x.shape).astype(np.uint8)) for key, x in tokens]
+
+    rewrite_tokens(folder, 2, others)
+    assert "agree with what extraction gives" in problems_of(rechecked)
+
+
+def test_a_recheck_needs_what_made_the_tokens(
+    rechecked: VerifyConfig, folder: ShardFolder, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="name the quantiser files"):
+        verify.run(replace(rechecked, quantizers={}))
+    sidecar = TokenSidecar.load(folder.path / "logmel_tokens.json")
+    replace(sidecar, weights_sha256="other").save(folder.path / "logmel_tokens.json")
+    assert "differs from theirs in weights_sha256" in problems_of(rechecked)
+    replace(sidecar, teacher_identity={}).save(folder.path / "logmel_tokens.json")
+    assert "their sidecar does not say 'family' of the teacher" in problems_of(rechecked)
+
+
+def test_a_sample_is_drawn_once_and_for_all(folder: ShardFolder) -> None:
+    few, more = sample(folder.infos, 4), sample(folder.infos, 7)
+    assert len(few) == 4
+    assert {cut.id for cut in few} < {cut.id for cut in more}
+    assert [cut.index for cut in more] == sorted(cut.index for cut in more)
+    assert sample(folder.infos, 1000) == list(folder.infos)
+
+
+@pytest.mark.parametrize("shift", range(-25, 26))
+def test_any_shift_up_to_half_a_second_has_a_name(shift: int) -> None:
+    expected = np.random.default_rng(1).integers(0, 256, (120, 4)).astype(np.uint8)
+    problem = compare_tokens(np.roll(expected, shift, axis=0), expected)
+    if shift == 0:
+        assert problem is None
+    else:
+        direction = "late" if shift > 0 else "early"
+        assert problem == f"shifted: {abs(shift)} frames too {direction} (100% agree there)"
+
+
+def test_a_few_other_tokens_are_another_device(folder: ShardFolder) -> None:
+    expected = np.random.default_rng(1).integers(0, 256, (100, 4)).astype(np.uint8)
+    found = expected.copy()
+    found[:9] += 1
+    assert compare_tokens(found, expected) is None
+    found[:11] = expected[:11] + 1
+    assert compare_tokens(found, expected) == "89% agree with what extraction gives"
+    assert compare_tokens(found[1:], expected) == ("shape (99, 4) where extraction gives (100, 4)")

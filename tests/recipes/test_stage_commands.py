@@ -14,7 +14,7 @@ set -euo pipefail
 SPEAR_ROOT="{ROOT}" SPEAR_PYTHON=python3
 conf_dirs=("{ROOT}/recipes/mini/conf")
 speech_dir="" text="" utt2spk="" test_ids="" valid_ids="" join="" audio_dir=""
-output_dir=out num_jobs=1
+output_dir=out num_jobs=1 recheck=3 device=cpu
 train_cmd=(show)
 show() {{ printf 'COMMAND %s\\n' "$(quote "$@")"; }}
 """
@@ -80,6 +80,7 @@ def test_what_is_verified_is_what_was_extracted(commands):
     assert folders(audio["--shards"]) == ["audio_train", "audio_valid"]
     assert json.loads(audio["--teachers"]) == ["wavlm", "dasheng"]
     assert list(json.loads(audio["--quantizers"])) == ["wavlm", "dasheng"]
+    assert speech["--recheck"] == audio["--recheck"] == "3"
 
 
 def test_the_student_is_asked_for_the_tokens_that_the_quantisers_give(commands):

@@ -1,0 +1,151 @@
+"""Token arrays against what teacher and quantiser make of a sample of cuts anew.
+
+Checksums tell that tokens are those that were written, not that these were right. `spear verify
+--recheck 20` runs the teacher over a few cuts of every folder, each by itself, and compares. Tokens
+that belong to other frames are recognised: the shift at which they agree best is named.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from spear.data.extract import check_fit, describe_tokens
+from spear.data.represent import represent
+from spear.data.rng import generator
+from spear.data.shards import CutInfo, ShardFolder
+from spear.data.tokens import Tokens, TokenSidecar
+from spear.errors import TokenError
+from spear.mvq import CodebookQuantizer, load_quantizer
+from spear.teachers import TeacherConfig, load_teacher
+
+if TYPE_CHECKING:
+    from spear.teachers import Teacher
+
+MIN_AGREEMENT = 0.9
+"""Share of a cut's tokens that must come out the same; another device or precision changes few."""
+_MAX_SHIFT = 25
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Rechecker:
+    """A teacher and its quantiser, to make tokens again.
+
+    Attributes:
+        teacher: The teacher.
+        quantizer: Its quantiser, on the same device.
+        device: Where they are.
+    """
+
+    teacher: "Teacher"
+    quantizer: CodebookQuantizer
+    device: torch.device
+
+    @classmethod
+    def load(
+        cls,
+        sidecar: TokenSidecar,
+        quantizer_path: str,
+        device: torch.device,
+        weights_path: str | None = None,
+    ) -> "Rechecker":
+        """Loads what made some tokens.
+
+        Args:
+            sidecar: Of the tokens.
+            quantizer_path: The quantiser's file.
+            device: Where teacher and quantiser go.
+            weights_path: Where the teacher's weights lie, if not where they were then.
+
+        Raises:
+            TokenError: Teacher or quantiser are not those of the sidecar.
+            SpearError: One of them cannot be loaded.
+        """
+        teacher = load_teacher(_teacher_of(sidecar, weights_path), device)
+        quantizer = load_quantizer(quantizer_path).to(device).eval()
+        check_fit(teacher, quantizer, quantizer_path)
+        found = describe_tokens(teacher, quantizer, quantizer_path)
+        if differing := found.differences(sidecar):
+            raise TokenError(
+                f"{sidecar.teacher} tokens cannot be made again: the teacher or quantiser given "
+                f"differs from theirs in {', '.join(differing)}"
+            )
+        return cls(teacher, quantizer, device)
+
+    @torch.no_grad()
+    def check(self, folder: ShardFolder, num_cuts: int) -> Iterator[tuple[CutInfo, str]]:
+        """Makes the tokens of a sample of cuts again.
+
+        Args:
+            folder: With the tokens.
+            num_cuts: Size of the sample; all cuts where there are fewer.
+
+        Yields:
+            What is wrong, with the cut in which it is.
+        """
+        for cut in sample(folder.infos, num_cuts):
+            # A batch of one: whatever a batch does to tokens shows.
+            ((_, (frames,)),) = represent(self.teacher, folder, [cut], 1.0, self.device)
+            expected = self.quantizer.encode(frames).cpu().numpy()
+            if problem := compare_tokens(folder.tokens(cut, self.teacher.name), expected):
+                yield cut, problem
+
+
+def sample(cuts: Sequence[CutInfo], num_cuts: int) -> list[CutInfo]:
+    """Draws cuts without replacement, in their order; the same ones in every call."""
+    chosen = generator(_SEED, "recheck").permutation(len(cuts))[:num_cuts]
+    return [cuts[number] for number in sorted(chosen.tolist())]
+
+
+def compare_tokens(found: Tokens, expected: Tokens) -> str | None:
+    """Says how the tokens of a cut differ from what they should be.
+
+    Args:
+        found: (T', N), as they are stored.
+        expected: (T'', N), made anew.
+
+    Returns:
+        The difference in words; None where at least `MIN_AGREEMENT` of the tokens agree.
+    """
+    if found.shape != expected.shape:
+        return f"shape {found.shape} where extraction gives {expected.shape}"
+    shares = {shift: _agreement(found, expected, shift) for shift in range(-_MAX_SHIFT, 26)}
+    if shares[0] >= MIN_AGREEMENT or found.size == 0:
+        return None
+    best = max(shares, key=lambda shift: (shares[shift], -abs(shift)))
+    if best != 0 and shares[best] >= MIN_AGREEMENT:
+        direction = "late" if best > 0 else "early"
+        return f"shifted: {abs(best)} frames too {direction} ({shares[best]:.0%} agree there)"
+    return f"{shares[0]:.0%} agree with what extraction gives"
+
+
+def _agreement(found: Tokens, expected: Tokens, shift: int) -> float:
+    """Returns the share of equal tokens if frame i of what is expected is i + shift of `found`."""
+    num_frames = len(found) - abs(shift)
+    if num_frames < max(1, len(found) // 2):
+        return 0.0
+    late, early = max(shift, 0), max(-shift, 0)
+    same = found[late : late + num_frames] == expected[early : early + num_frames]
+    return float(np.mean(same))
+
+
+def _teacher_of(sidecar: TokenSidecar, weights_path: str | None) -> TeacherConfig:
+    """Returns how to load the teacher that a sidecar describes."""
+    identity: Mapping[str, object] = sidecar.teacher_identity
+    try:
+        config = TeacherConfig(
+            name=sidecar.teacher,
+            family=identity["family"],  # type: ignore[arg-type]
+            path=identity["path"],  # type: ignore[arg-type]
+            layer=sidecar.layer,
+            frame_rate_hz=sidecar.frame_rate_hz,
+        )
+    except KeyError as error:
+        raise TokenError(
+            f"{sidecar.teacher} tokens cannot be made again: their sidecar does not say {error} of "
+            "the teacher"
+        ) from None
+    return config if weights_path is None else replace(config, path=weights_path)
