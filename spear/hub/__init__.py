@@ -1,7 +1,7 @@
-"""Models as others meet them: loading, exporting, Hugging Face classes.
+"""Models as others meet them: loading, exporting, and what other tools want of them.
 
-Importing this package registers `SpearConfig` and `SpearModel` with transformers where it is
-installed, so that `transformers.AutoModel.from_pretrained(folder)` works.
+Importing this package registers our classes with transformers where it is installed, so that
+`transformers.AutoModel.from_pretrained(folder)` works.
 """
 
 import importlib.util
@@ -12,7 +12,20 @@ from spear.hub.loading import from_pretrained
 __all__ = ["EncoderOutput", "SpearEncoder", "from_pretrained"]
 
 if importlib.util.find_spec("transformers") is not None:
-    from spear.hub.hf import SpearConfig, SpearModel, register
+    from spear.hub.hf import (
+        SpearConfig,
+        SpearFeatureExtractor,
+        SpearForAudioClassification,
+        SpearForCTC,
+        SpearModel,
+        register,
+    )
 
     register()
-    __all__ += ["SpearConfig", "SpearModel"]
+    __all__ += [
+        "SpearConfig",
+        "SpearFeatureExtractor",
+        "SpearForAudioClassification",
+        "SpearForCTC",
+        "SpearModel",
+    ]
