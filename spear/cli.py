@@ -52,7 +52,7 @@ COMMANDS = {
         "spear.hub.onnx", "ExportOnnxConfig", "model folder or recogniser's run -> ONNX files"
     ),
     "import-icefall": Command(
-        "spear.hub.icefall", "ImportIcefallConfig", "icefall checkpoint -> model folder"
+        "spear.hub.import_icefall", "ImportIcefallConfig", "icefall checkpoint -> model folder"
     ),
     "finetune-asr": Command(
         "spear.asr.finetune", "FinetuneAsrConfig", "model -> speech recogniser"

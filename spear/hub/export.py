@@ -19,6 +19,7 @@ from spear import __version__
 from spear.errors import CheckpointError
 from spear.files import atomic_folder, sha256_of
 from spear.hub.encoder import SpearEncoder
+from spear.hub.icefall import write_checkpoint
 from spear.hub.loading import EXPORT_FILE, WEIGHTS_FILE, to_released_names
 from spear.hub.model_card import model_card, training_record
 from spear.hub.released_config import MODEL_TYPE, released_fields
@@ -76,8 +77,6 @@ def run(config: ExportConfig) -> None:
     encoder = _encoder_with(ZipformerConfig.from_dict(content["student"]), state, config.run_dir)
     record = {"weights": config.weights, **content, "training": training_record(run_dir)}
     if config.layout == "icefall":
-        from spear.hub.icefall import write_checkpoint
-
         write_checkpoint(encoder, output)
     elif config.layout == "ctc":
         _write_recognizer_folder(encoder, run_dir, output, record)

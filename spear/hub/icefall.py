@@ -10,9 +10,9 @@ import json
 import pathlib
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,15 +20,10 @@ from torch import Tensor
 from spear.errors import CheckpointError
 from spear.files import atomic_folder
 from spear.hub.encoder import SpearEncoder
-from spear.hub.export import write_model_folder
-from spear.hub.loading import read_student_config
-from spear.hub.released_config import MODEL_TYPE, parse_field, released_fields
-from spear.model_folder import CONFIG_FILE
-from spear.progress import get_logger
+from spear.hub.released_config import MODEL_TYPE, parse_field, released_fields, student_config
+from spear.model_folder import CONFIG_FILE, read_json_object
 from spear.zipformer import ZipformerConfig
 from spear.zipformer.weights import load_exact
-
-logger = get_logger(__name__)
 
 WEIGHTS_FILE = "pretrained.pt"
 ENCODER_PREFIXES = ("encoder_embed.", "encoder.")
@@ -51,37 +46,6 @@ _FLAGS = (
     "left_context_frames",
 )
 """Options of an icefall run that describe its encoder."""
-
-
-@dataclass
-class ImportIcefallConfig:
-    """Turns an icefall checkpoint into a model folder for `spear.from_pretrained`."""
-
-    checkpoint: str
-    """icefall's `.pt` file: `pretrained.pt`, `epoch-N.pt` or `checkpoint-N.pt`."""
-    output_dir: str
-    """Folder to write; an existing one is replaced when the new one is complete."""
-    weights: Literal["model", "model_avg"] = "model"
-    """Which of the file's weights; `pretrained.pt` has the former only."""
-    student: dict[str, Any] = field(default_factory=dict)
-    """The encoder's fields that the file does not tell, as
-    `--student '{"encoder_dim": [192, 256], ...}'`; `pretrained.pt` tells none."""
-
-
-def run(config: ImportIcefallConfig) -> None:
-    """Imports a checkpoint.
-
-    Raises:
-        CheckpointError: The file cannot be read, or its encoder is not as described.
-        ConfigError: A field of `student` does not exist or fit.
-    """
-    path = Path(config.checkpoint)
-    encoder, left_aside = load_checkpoint(path, config.student, config.weights)
-    if left_aside:
-        logger.info("left aside: %s", ", ".join(left_aside))
-    record = {"imported_from": path.name, "weights": config.weights}
-    write_model_folder(encoder, Path(config.output_dir), record)
-    logger.info("imported the encoder of %s to %s", path, config.output_dir)
 
 
 def load_checkpoint(
@@ -180,9 +144,10 @@ def _told_by(content: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[st
 
 def _told_beside(path: Path) -> dict[str, Any]:
     """Returns the configuration that lies beside a checkpoint that we wrote, if there is one."""
-    if not (path.parent / CONFIG_FILE).is_file():
+    beside = path.parent / CONFIG_FILE
+    if not beside.is_file():
         return {}
-    return read_student_config(path.parent).to_dict()
+    return student_config(read_json_object(beside), str(beside)).to_dict()
 
 
 def _readme(config: ZipformerConfig) -> str:

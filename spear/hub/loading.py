@@ -17,6 +17,7 @@ from torch import Tensor
 from spear.errors import CheckpointError, ConfigError
 from spear.files import sha256_of
 from spear.hub.encoder import SpearEncoder
+from spear.hub.icefall import load_checkpoint
 from spear.hub.released_config import student_config
 from spear.model_folder import CONFIG_FILE, download, is_hub_id, read_json_object
 from spear.progress import get_logger
@@ -118,8 +119,6 @@ def _from_folder(folder: Path) -> SpearEncoder:
 
 
 def _from_icefall(path: Path, student: Mapping[str, Any] | None) -> SpearEncoder:
-    from spear.hub.icefall import load_checkpoint
-
     model, left_aside = load_checkpoint(path, student)
     if left_aside:
         logger.info("left aside: %s", ", ".join(left_aside))

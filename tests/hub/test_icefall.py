@@ -10,9 +10,9 @@ import torch
 
 import spear
 from spear.errors import CheckpointError, ConfigError
-from spear.hub import icefall
 from spear.hub.encoder import SpearEncoder
 from spear.hub.icefall import load_checkpoint, to_icefall, write_checkpoint
+from spear.hub.import_icefall import ImportIcefallConfig
 from spear.zipformer import ZipformerConfig
 from tests.hub.test_encoder import tiny_config
 
@@ -105,7 +105,9 @@ def test_bad_files_are_one_clear_error(tmp_path: Path) -> None:
     broken, other = tmp_path / "broken.pt", tmp_path / "other.pt"
     broken.write_bytes(b"text")
     torch.save({"model": DECODER}, other)
-    pickled = write_epoch(tmp_path / "pickled.pt", encoder, sampler=icefall.ImportIcefallConfig)
+    pickled = write_epoch(
+        tmp_path / "pickled.pt", encoder, sampler=ImportIcefallConfig
+    )
     cases = [
         (tmp_path / "none.pt", "is no file"),
         (broken, "broken"),
