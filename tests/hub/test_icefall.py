@@ -105,9 +105,7 @@ def test_bad_files_are_one_clear_error(tmp_path: Path) -> None:
     broken, other = tmp_path / "broken.pt", tmp_path / "other.pt"
     broken.write_bytes(b"text")
     torch.save({"model": DECODER}, other)
-    pickled = write_epoch(
-        tmp_path / "pickled.pt", encoder, sampler=ImportIcefallConfig
-    )
+    pickled = write_epoch(tmp_path / "pickled.pt", encoder, sampler=ImportIcefallConfig)
     cases = [
         (tmp_path / "none.pt", "is no file"),
         (broken, "broken"),
