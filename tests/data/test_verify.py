@@ -261,8 +261,10 @@ def test_silence_may_have_the_same_tokens_throughout(
     config: VerifyConfig, folder: ShardFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rewrite_tokens(folder, 0, lambda tokens: [(key, np.zeros_like(array)) for key, array in tokens])
+    assert "have the same tokens" in problems_of(config)
     monkeypatch.setattr(verify, "SILENT_PEAK", 2.0)
     verify.run(config)
+    assert "No problems." in (folder.path / "verify.md").read_text()
 
 
 def test_a_codebook_that_says_nothing_is_found(
