@@ -46,6 +46,12 @@ COMMANDS = {
     ),
     "extract-tokens": Command("spear.data.extract", "ExtractConfig", "shards -> teacher tokens"),
     "verify": Command("spear.data.verify", "VerifyConfig", "checks shards and tokens"),
+    "index": Command(
+        "spear.data.index",
+        "IndexConfig",
+        "shard folders -> where every clip lies",
+        listed="shards",
+    ),
     "pretrain": Command("spear.pretrain.command", "PretrainConfig", "shards + tokens -> student"),
     "export": Command("spear.hub.export", "ExportConfig", "run folder -> model folder"),
     "export-onnx": Command(

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from spear.asr.augment import SpecAugment, SpecAugmentConfig, check_speeds, perturb_speed
 from spear.asr.tokenizer import Tokenizer
 from spear.audio import LOG_EPS, Fbank
+from spear.data.clip_table import ClipTable
 from spear.data.dataset import BatchLoader, Place
 from spear.data.plan import BatchConfig, BatchPlan
 from spear.data.rng import generator
@@ -240,7 +241,6 @@ class AsrData:
         def loader(
             cuts: TranscribedCuts, batch: BatchConfig, augment: AsrDataConfig | None
         ) -> BatchLoader[AsrBatch]:
-            ids = [info.id for info in cuts.infos]
             dataset = AsrDataset(
                 cuts,
                 tokenizer=tokenizer,
@@ -248,7 +248,7 @@ class AsrData:
                 seed=seed,
                 augment=augment,
             )
-            plan = BatchPlan(cuts.durations, ids, seed, batch)
+            plan = BatchPlan(ClipTable.of(cuts.durations), seed, batch)
             return BatchLoader(dataset, plan, config.num_workers, pin)
 
         self._train = loader(train, _room_for_speeds(config), config)

@@ -29,7 +29,7 @@ from spear.asr.scoring import (
 )
 from spear.asr.tokenizer import normalize
 from spear.audio import SAMPLE_RATE_HZ, Fbank, check_audio, read_audio
-from spear.data.plan import pack
+from spear.data.packing import pack
 from spear.data.shards import ShardFolder
 from spear.device import choose_device
 from spear.errors import ConfigError, DataError, SpearError

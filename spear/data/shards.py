@@ -1,12 +1,17 @@
 """Random access to a shard folder: cuts, audio and teacher tokens by number.
 
 Takes a folder that `spear shard` wrote (any lhotse Shar folder with recordings will do), reads the
-cuts' facts that planning needs, and then fetches single clips by seeking in the tar files. A folder
-can be pickled into the workers of a DataLoader; each opens its own files when it first reads.
+facts of a shard's cuts when they are first asked for, and fetches single clips by seeking in the
+tar files. A folder can be pickled into the workers of a DataLoader; each opens its own files when
+it first reads. Stages go through here shard by shard; pre-training, which reads clips of many
+shards at random, has `folder_index`.
 """
 
+import itertools
 import json
+import os
 import re
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +33,8 @@ from spear.data.tokens import (
 from spear.errors import DataError, TokenError
 
 SHARDS_RECORD = "shards.json"
+KEPT_SHARDS = 512
+"""Shards whose facts a folder keeps in memory, unless all were asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,30 +93,29 @@ class ShardFolder:
     Attributes:
         path: The folder.
         shard_ids: Numbers in the file names, sorted; usually 0, 1, 2, ...
-        infos: Every cut, in order; `infos[i].index == i`.
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Reads the cuts of every shard (not the audio).
+        """Looks at the folder's names; its cuts are read when they are asked for.
 
         Raises:
-            DataError: The folder is missing, empty or unfinished, a shard lacks its audio, a cut
-                has no id or domain, or two cuts share an id.
+            DataError: The folder is missing, empty or unfinished, or a shard lacks its audio.
         """
         self.path = Path(path)
         if not self.path.is_dir():
             raise DataError(f"{self.path}: no such shard folder; run `spear shard` first")
-        self._refuse_unfinished()
+        record = load_record(self.path)  # empty for a Shar folder that another program wrote
+        if record and not record["complete"]:
+            raise DataError(f"{self.path}: not all shards are written; run `spear shard` again")
         self.shard_ids = find_shard_ids(self.path)
         if not self.shard_ids:
             raise DataError(f"{self.path}: no shards (cuts.000000.jsonl.gz) in this folder")
-        self.infos: list[CutInfo] = []
-        self._first: list[int] = []
-        for position in range(len(self.shard_ids)):
-            self._load_cuts(position)
-        self._refuse_duplicates()
-        self._pairs: dict[tuple[str, int], list[TarPair]] = {}
+        self._refuse_missing_audio()
         self._reader = FileReader()
+        self._pairs: OrderedDict[tuple[str, int], list[TarPair]] = OrderedDict()
+        self._cuts: OrderedDict[int, list[CutInfo]] = OrderedDict()
+        self._all: list[CutInfo] | None = None
+        self._first = [0, *itertools.accumulate(self._counts(record))]
 
     @property
     def num_shards(self) -> int:
@@ -118,18 +124,46 @@ class ShardFolder:
 
     def __len__(self) -> int:
         """Returns the number of cuts."""
-        return len(self.infos)
+        return self._first[-1]
+
+    @property
+    def infos(self) -> Sequence[CutInfo]:
+        """Every cut, in order; `infos[i].index == i`.
+
+        Raises:
+            DataError: A cut has no id or domain, or two cuts share an id.
+        """
+        if self._all is None:
+            shards = [self.cuts(position) for position in range(self.num_shards)]
+            cuts = [info for shard in shards for info in shard]
+            _refuse_duplicates(cuts, self)
+            self._all = cuts
+            self._cuts.clear()
+        return self._all
 
     @property
     def duration_s(self) -> float:
         """Seconds of audio in all cuts."""
         return sum(info.duration_s for info in self.infos)
 
-    def cuts(self, shard: int | None = None) -> Sequence[CutInfo]:
-        """Returns the cuts of the shard at a position, or of the whole folder, in order."""
-        if shard is None:
-            return self.infos
-        return self.infos[self._first[shard] : self._end(shard)]
+    def cuts(self, shard: int) -> Sequence[CutInfo]:
+        """Returns the cuts of the shard at a position, in order; the last few shards are kept.
+
+        Raises:
+            DataError: A cut has no id or domain, or the shard has not as many as its record says.
+        """
+        if self._all is not None:
+            return self._all[self._first[shard] : self._first[shard + 1]]
+        if shard not in self._cuts:
+            _make_room(self._cuts)
+            cuts = self._cuts[shard] = self._load_cuts(shard, self._first[shard])
+            expected = self._first[shard + 1] - self._first[shard]
+            if len(cuts) != expected:
+                raise DataError(
+                    f"{self.path / cuts_name(self.shard_ids[shard])}: {len(cuts)} cuts, and "
+                    f"{SHARDS_RECORD} says {expected}; run `spear shard` again"
+                )
+        return self._cuts[shard]
 
     def audio(self, cut: int | CutInfo) -> np.ndarray:
         """Reads the audio of a cut, given by its number or its `CutInfo`.
@@ -216,42 +250,61 @@ class ShardFolder:
     def _info(self, cut: int | CutInfo) -> CutInfo:
         return cut if isinstance(cut, CutInfo) else self.infos[cut]
 
-    def _end(self, shard: int) -> int:
-        return self._first[shard + 1] if shard + 1 < len(self._first) else len(self.infos)
-
     def _read(self, path: Path, field_name: str, info: CutInfo) -> bytes:
         """Returns the bytes of one cut, after checking once that the tar matches the cuts."""
         key = (field_name, info.shard)
         if key not in self._pairs:
             pairs = index_pairs(path)
             _match_ids(path, pairs, self.cuts(info.shard))
+            _make_room(self._pairs)
             self._pairs[key] = pairs
         pair = self._pairs[key][info.row]
         return self._reader.read(path, pair.offset, pair.size)
 
-    def _refuse_unfinished(self) -> None:
-        record = load_record(self.path)  # empty for a Shar folder that another program wrote
-        if record and not record["complete"]:
-            raise DataError(f"{self.path}: not all shards are written; run `spear shard` again")
-
-    def _load_cuts(self, position: int) -> None:
-        path = self.path / cuts_name(self.shard_ids[position])
-        audio = self.path / recording_name(self.shard_ids[position])
-        if not audio.is_file():
-            raise DataError(f"{audio}: missing, and {path.name} is there; run `spear shard` again")
-        self._first.append(len(self.infos))
-        for row, content in enumerate(read_jsonl_gz(path)):
-            self.infos.append(cut_info(content, path, len(self.infos), position, row))
-
-    def _refuse_duplicates(self) -> None:
-        seen: dict[str, CutInfo] = {}
-        for info in self.infos:
-            first = seen.setdefault(info.id, info)
-            if first is not info:
+    def _refuse_missing_audio(self) -> None:
+        names = set(os.listdir(self.path))
+        for shard in self.shard_ids:
+            if recording_name(shard) not in names:
                 raise DataError(
-                    f"{self.path}: cut id {info.id!r} is in shard {self.shard_ids[first.shard]:06d}"
-                    f" and in shard {self.shard_ids[info.shard]:06d}; ids must be unique"
+                    f"{self.path / recording_name(shard)}: missing, and {cuts_name(shard)} is "
+                    "there; run `spear shard` again"
                 )
+
+    def _counts(self, record: dict[str, Any]) -> list[int]:
+        """Returns the cuts of each shard, from the folder's record or by reading them all."""
+        recorded = {
+            int(shard): entry["num_cuts"] for shard, entry in record.get("shards", {}).items()
+        }
+        if all(shard in recorded for shard in self.shard_ids):
+            return [recorded[shard] for shard in self.shard_ids]
+        shards: list[list[CutInfo]] = []
+        for position in range(self.num_shards):
+            shards.append(self._load_cuts(position, sum(map(len, shards))))
+        self._all = [info for shard in shards for info in shard]
+        _refuse_duplicates(self._all, self)
+        return [len(shard) for shard in shards]
+
+    def _load_cuts(self, position: int, first: int) -> list[CutInfo]:
+        path = self.path / cuts_name(self.shard_ids[position])
+        lines = read_jsonl_gz(path)
+        return [cut_info(line, path, first + row, position, row) for row, line in enumerate(lines)]
+
+
+def _make_room(kept: OrderedDict[Any, Any]) -> None:
+    while len(kept) >= KEPT_SHARDS:
+        kept.popitem(last=False)
+
+
+def _refuse_duplicates(cuts: Sequence[CutInfo], folder: ShardFolder) -> None:
+    seen: dict[str, CutInfo] = {}
+    for info in cuts:
+        first = seen.setdefault(info.id, info)
+        if first is not info:
+            shards = [folder.shard_ids[one.shard] for one in (first, info)]
+            raise DataError(
+                f"{folder.path}: cut id {info.id!r} is in shard {shards[0]:06d} and in shard "
+                f"{shards[1]:06d}; ids must be unique"
+            )
 
 
 def load_record(folder: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spear.audio import SAMPLE_RATE_HZ, num_fbank_frames
-from spear.data.plan import pack
+from spear.data.packing import pack
 from spear.data.represent import pad_audio
 from spear.hub.encoder import SpearEncoder
 from spear.zipformer.resampling import match_channels

@@ -5,10 +5,11 @@ The same command on the same folder continues an interrupted run. At the end `su
 token would have done.
 """
 
-import os
 from pathlib import Path
 
 from spear.config import to_dict
+from spear.data.index import ensure_index
+from spear.distributed import join_ranks
 from spear.files import write_json, write_text
 from spear.pretrain.config import PretrainConfig
 from spear.pretrain.task import RESULT_KEYS, PretrainTask
@@ -27,10 +28,16 @@ def run(config: PretrainConfig) -> None:
     Raises:
         SpearError: A user's mistake: see `PretrainTask` and `spear.training.train`.
     """
-    task = PretrainTask(config)
-    train(task, config.train, to_dict(config))
-    if int(os.environ.get("RANK", "0")) == 0:
-        write_results(Path(config.train.output_dir), list(config.teachers))
+    group = (config.train.device, config.train.backend, config.train.distributed_timeout_s)
+    with join_ranks(*group) as ranks:
+        if ranks.is_main:  # the indexes that are missing, once
+            for source in (*config.data, *config.valid):
+                ensure_index(source.path, num_jobs=max(1, config.num_workers))
+        ranks.barrier()
+        task = PretrainTask(config)
+        train(task, config.train, to_dict(config))
+        if ranks.is_main:
+            write_results(Path(config.train.output_dir), list(config.teachers))
 
 
 def write_results(run_folder: Path, teachers: list[str]) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from spear.data.augment import AugmentConfig
-from spear.data.dataset import SourceConfig
+from spear.data.clip_index import SourceConfig
 from spear.data.plan import BatchConfig
 from spear.pretrain.losses import LossConfig
 from spear.pretrain.masking import MaskConfig

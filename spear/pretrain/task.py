@@ -10,13 +10,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from spear.audio.io import SAMPLE_RATE_HZ
 from spear.config import to_dict
 from spear.data.augment import Augmenter
+from spear.data.clip_index import ClipIndex
 from spear.data.collate import Collator, PretrainBatch, StudentFrames, TokenLayout
-from spear.data.dataset import BatchDataset, BatchLoader, ClipIndex, open_noise, token_counts
+from spear.data.dataset import BatchDataset, BatchLoader, open_noise, token_counts
 from spear.data.plan import BatchPlan
 from spear.errors import ConfigError, TokenError
 from spear.files import sha256_of
@@ -31,6 +34,8 @@ from spear.zipformer import set_schedule
 logger = get_logger(__name__)
 
 SECONDS_PER_HOUR = 3600.0
+PLANS = "plans"
+"""Folder of a run in which the plan of the present epoch lies."""
 
 
 class PretrainTask:
@@ -63,12 +68,11 @@ class PretrainTask:
         rates_hz = {n: t.frame_rate_hz for n, t in config.teachers.items() if t.role == "speech"}
         augmenter = Augmenter(config.augment, rates_hz, open_noise(config.augment, index))
         plan = BatchPlan(
-            index.durations,
-            index.ids,
+            index.table,
             seed,
             config.batch,
-            weights=index.weights,
             growth_s=config.augment.growth_s if rates_hz else 0.0,
+            keep_in=Path(config.train.output_dir) / PLANS,
         )
         self._train = self._loader(
             BatchDataset(index, collator, seed, "train", augmenter), plan, config.num_workers
@@ -79,7 +83,7 @@ class PretrainTask:
             _point_out_overlap(index, held_out)
             self._valid = self._loader(
                 BatchDataset(held_out, collator, seed, "valid"),
-                BatchPlan(held_out.durations, held_out.ids, seed, config.batch),
+                BatchPlan(held_out.table, seed, config.batch),
                 min(config.num_workers, 2),
             )
         # The weights depend on the seed alone, not on what was drawn before.
@@ -91,7 +95,7 @@ class PretrainTask:
         self._model.set_checkpointing(config.activation_checkpointing)
         self.model = self._model
         self._set_baselines(index)
-        self._describe(index, plan)
+        self._describe(index)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """All parameters in one group."""
@@ -171,21 +175,18 @@ class PretrainTask:
             frequent = torch.from_numpy(counts.argmax(axis=1))
             self._model.set_frequent_tokens(name, frequent)
 
-    def _describe(self, index: ClipIndex, plan: BatchPlan) -> None:
+    def _describe(self, index: ClipIndex) -> None:
         for domain, is_domain in (("speech", ~index.is_audio), ("audio", index.is_audio)):
             logger.info(
                 "%s: %d clips, %.2f h",
                 domain,
                 int(is_domain.sum()),
-                index.durations[is_domain].sum() / SECONDS_PER_HOUR,
+                index.table.num_samples[is_domain].sum(dtype=np.uint64)
+                / SAMPLE_RATE_HZ
+                / SECONDS_PER_HOUR,
             )
         num_parameters = sum(parameter.numel() for parameter in self._model.parameters())
-        logger.info(
-            "epoch 0: %d batches, %.1f%% padding; model: %.2f M parameters",
-            plan.steps(0),
-            100.0 * plan.padding_share(0),
-            num_parameters / 1e6,
-        )
+        logger.info("model: %.2f M parameters", num_parameters / 1e6)
 
 
 RESULT_KEYS = ("loss", "masked_accuracy", "unmasked_accuracy", "baseline_accuracy")
@@ -235,12 +236,12 @@ def expected_tokens(name: str, target: TeacherTarget) -> Mapping[str, Any]:
 
 def _point_out_overlap(train: ClipIndex, held_out: ClipIndex) -> None:
     """Clips that are trained on and validated on make a validation worthless."""
-    shared = set(train.ids) & set(held_out.ids)
-    if shared:
+    shared = train.shared_with(held_out)
+    if len(shared):
         logger.warning(
             "%d of %d validation clips are training clips too, e.g. %s: accuracies are of little "
             "worth",
             len(shared),
             len(held_out),
-            sorted(shared)[0],
+            min(train.id(int(number)) for number in shared[:1000]),
         )

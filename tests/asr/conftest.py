@@ -125,7 +125,7 @@ def make_config(shards, output_dir, max_steps, **changes):
     data = {
         "train": [str(shards)],
         "valid": [str(shards)],
-        "batch": BatchConfig(max_duration_s=20.0, min_clip_s=0.1),
+        "batch": BatchConfig(max_duration_s=20.0, min_clip_s=0.1, duration_jitter=0.1),
         "specaugment": SpecAugmentConfig(probability=0.0),
         "num_workers": 0,
         **changes.pop("data", {}),
@@ -146,7 +146,7 @@ def make_config_fixture():
 def trained_run(tone_shards, tmp_path_factory):
     """A recogniser that knows the five utterances by heart."""
     folder = tmp_path_factory.mktemp("exp") / "asr"
-    finetune(make_config(tone_shards, folder, max_steps=100))
+    finetune(make_config(tone_shards, folder, max_steps=140))
     return folder
 
 

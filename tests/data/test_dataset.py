@@ -10,15 +10,8 @@ import torch
 
 from spear.data.augment import AugmentConfig, Augmenter
 from spear.data.collate import Collator, StudentFrames, TokenLayout
-from spear.data.dataset import (
-    BatchDataset,
-    BatchLoader,
-    ClipIndex,
-    Place,
-    SourceConfig,
-    open_noise,
-    token_counts,
-)
+from spear.data.clip_index import ClipIndex, SourceConfig
+from spear.data.dataset import BatchDataset, BatchLoader, Place, open_noise, token_counts
 from spear.data.noise import RecordedNoise, SyntheticNoise
 from spear.data.plan import BatchConfig, BatchPlan
 from spear.data.tars import PairTarWriter
@@ -48,9 +41,7 @@ def make_loader(index, num_workers=0, seed=5, augment=True):
     collator = Collator(layouts, StudentFrames(), MaskSampler(MaskConfig(), 32), 32)
     config = AugmentConfig(prob=0.9, mixing_share=0.5)
     augmenter = Augmenter(config, {"wavlm": 50.0}, open_noise(config, index)) if augment else None
-    plan = BatchPlan(
-        index.durations, index.ids, seed, BatchConfig(max_duration_s=12.0), growth_s=2.0
-    )
+    plan = BatchPlan(index.table, seed, BatchConfig(max_duration_s=12.0), growth_s=2.0)
     return BatchLoader(BatchDataset(index, collator, seed, "train", augmenter), plan, num_workers)
 
 
@@ -66,7 +57,8 @@ def assert_equal_batches(first, second):
 def test_the_index_numbers_all_clips_and_reads_them(corpus):
     index = open_index(corpus, weights=[1.0, 0.5])
     assert len(index) == 18 and index.is_audio.sum() == 6
-    assert index.weights.tolist() == [1.0] * 12 + [0.5] * 6
+    assert index.table.weights.tolist() == [1.0, 0.5]
+    assert index.table.source.tolist() == [0, 0, 0, 1, 1]
     for number in (0, 11, 12, 17):
         domain, within = ("speech", number) if number < 12 else ("audio", number - 12)
         made = make_clip(within, domain)
@@ -76,7 +68,7 @@ def test_the_index_numbers_all_clips_and_reads_them(corpus):
         assert set(one.tokens) == set(REQUIRED[domain])
         for teacher, tokens in one.tokens.items():
             assert np.array_equal(tokens, made["tokens"][teacher])
-        assert index.durations[number] == pytest.approx(len(made["audio"]) / 16000)
+        assert index.duration_s([number]) == pytest.approx(len(made["audio"]) / 16000)
 
 
 def test_any_number_of_workers_gives_the_same_batches_in_any_epoch(corpus):
@@ -185,7 +177,7 @@ def test_folders_with_tokens_of_different_quantizers_do_not_mix(tmp_path, corpus
 def test_noise_comes_from_where_the_configuration_says(corpus, tmp_path):
     both, speech = open_index(corpus), open_index(corpus[:1])
     assert isinstance(open_noise(AugmentConfig(), both), RecordedNoise)
-    assert open_noise(AugmentConfig(), both).ids == [f"audio-{i:03d}" for i in range(6)]
+    assert list(open_noise(AugmentConfig(), both).ids) == [f"audio-{i:03d}" for i in range(6)]
     assert isinstance(open_noise(AugmentConfig(), speech), SyntheticNoise)
     assert isinstance(open_noise(AugmentConfig(noise_source="synthetic"), both), SyntheticNoise)
     with pytest.raises(ConfigError, match="no source has clips of general audio"):

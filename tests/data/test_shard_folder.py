@@ -26,7 +26,7 @@ def write_tokens(folder: ShardFolder, teacher: str = "fake") -> None:
 
 def test_cuts_in_order_with_their_places(folder: ShardFolder) -> None:
     assert (len(folder), folder.num_shards) == (12, 3)
-    assert [info.index for info in folder.cuts()] == list(range(12))
+    assert [info.index for info in folder.infos] == list(range(12))
     assert [(info.shard, info.row) for info in folder.cuts(1)] == [(1, row) for row in range(5)]
     assert [len(folder.cuts(shard)) for shard in range(3)] == [5, 5, 2]
     assert folder.duration_s == pytest.approx(sum(len(folder.audio(i)) for i in range(12)) / 16000)
@@ -111,14 +111,34 @@ def test_broken_cuts_are_named(folder: ShardFolder) -> None:
     good = path.read_bytes()
     rewrite_cuts(path, "custom", {"domain": "music"})
     with pytest.raises(DataError, match="'music'; custom"):
-        ShardFolder(folder.path)
+        ShardFolder(folder.path).cuts(1)
     path.write_bytes(good)
     rewrite_cuts(path, "id", folder.infos[0].id)
     with pytest.raises(DataError, match="is in shard 000000 and in shard 000001"):
-        ShardFolder(folder.path)
+        _ = ShardFolder(folder.path).infos
     path.write_bytes(good[:60])
     with pytest.raises(DataError, match="not a readable manifest"):
-        ShardFolder(folder.path)
+        ShardFolder(folder.path).cuts(1)
+
+
+def test_a_shard_is_read_when_it_is_asked_for_and_not_kept_for_ever(
+    folder: ShardFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spear.data.shards.KEPT_SHARDS", 1)
+    (folder.path / "cuts.000002.jsonl.gz").write_bytes(b"nothing asks for it")
+    opened = ShardFolder(folder.path)
+    assert len(opened) == 12
+    for shard in (1, 0, 1):
+        assert list(opened.cuts(shard)) == list(folder.cuts(shard))
+        assert len(opened._cuts) == 1
+
+
+def test_another_number_of_cuts_than_recorded_is_an_error(folder: ShardFolder) -> None:
+    path = folder.path / "cuts.000001.jsonl.gz"
+    lines = gzip.decompress(path.read_bytes()).splitlines(keepends=True)
+    path.write_bytes(gzip.compress(b"".join(lines[:-1])))
+    with pytest.raises(DataError, match=r"4 cuts, and shards.json says 5"):
+        ShardFolder(folder.path).cuts(1)
 
 
 def test_audio_of_other_cuts_is_refused(folder: ShardFolder) -> None:

@@ -77,8 +77,11 @@ def test_a_student_learns_from_recordings(data_dir, tmp_path):
             SourceConfig(str(speech_folder.path)),
             SourceConfig(str(audio_folder.path), weight=1.5),
         ]
-    config = make_config((sources["train"], sources["valid"]), tmp_path / "exp", max_steps=40)
-    config = replace(config, batch=replace(config.batch, min_clip_s=0.2, max_duration_s=40.0))
+    config = make_config((sources["train"], sources["valid"]), tmp_path / "exp", max_steps=60)
+    config = replace(
+        config,
+        batch=replace(config.batch, min_clip_s=0.2, max_duration_s=40.0, duration_jitter=0.1),
+    )
     run(config)
     lines = [json.loads(line) for line in (tmp_path / "exp/metrics.jsonl").read_text().splitlines()]
     losses = [line["train/loss"] for line in lines if "train/loss" in line]

@@ -11,7 +11,8 @@ from test_pretrain_command import make_config
 
 from spear.data import embed, extract, verify
 from spear.data.augment import AugmentConfig
-from spear.data.dataset import ClipIndex, SourceConfig, token_counts
+from spear.data.clip_index import ClipIndex, SourceConfig
+from spear.data.dataset import token_counts
 from spear.data.shards import ShardFolder
 from spear.errors import TokenError
 from spear.mvq import KMeansQuantizer, load_quantizer
