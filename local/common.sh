@@ -42,17 +42,20 @@ launch() {
   local log_file="$1"
   shift
   # shellcheck disable=SC2154  # set by the recipe's cmd.sh
-  run "${train_cmd[@]}" "$log_file" -- "$SPEAR_PYTHON" -m spear "$@"
+  run "${train_cmd[@]}" "$log_file" "$SPEAR_PYTHON" -m spear "$@"
 }
 
-# launch_jobs NUMBER LOG COMMAND...: so many at once; THIS_JOB stands for the job's own number.
+# launch_jobs NUMBER LOG COMMAND...: so many at once; THIS_JOB stands for the job's own number. On
+# this machine they share its cores; a queue gives each what cmd.sh asks for.
 launch_jobs() {
   local count="$1" log_file="$2" threads cores
   shift 2
-  cores="$(getconf _NPROCESSORS_ONLN)"
-  threads="$((cores > count ? cores / count : 1))"
-  OMP_NUM_THREADS="${OMP_NUM_THREADS:-$threads}" run "${train_cmd[@]}" "THIS_JOB=1:$count" \
-    "$log_file" -- "$SPEAR_PYTHON" -m spear "$@"
+  if [[ "$(basename -- "${train_cmd[0]}")" == launch.sh ]]; then
+    cores="$(getconf _NPROCESSORS_ONLN)"
+    threads="$((cores > count ? cores / count : 1))"
+    local -x OMP_NUM_THREADS="${OMP_NUM_THREADS:-$threads}"
+  fi
+  run "${train_cmd[@]}" "THIS_JOB=1:$count" "$log_file" "$SPEAR_PYTHON" -m spear "$@"
 }
 
 # launch_training LOG COMMAND...: the same with $nproc processes, under torchrun.
@@ -63,7 +66,7 @@ launch_training() {
   if ((nproc > 1)); then
     launcher=(-m torch.distributed.run --standalone --nproc-per-node "$nproc")
   fi
-  run "${train_cmd[@]}" "$log_file" -- \
+  run "${train_cmd[@]}" "$log_file" \
     "$SPEAR_PYTHON" ${launcher[@]+"${launcher[@]}"} -m spear "$@"
 }
 

@@ -1,30 +1,23 @@
 #!/usr/bin/env bash
 # Runs a command, or several like it in parallel, on this machine, each with its own log file.
 #
-#   local/launch.sh LOG -- COMMAND...
-#   local/launch.sh JOB=1:4 LOG -- COMMAND...
+#   local/launch.sh LOG [--] COMMAND...
+#   local/launch.sh [--max-jobs-run N] JOB=1:4 LOG [--] COMMAND...
 #
 # In the second form the word JOB (or another) in LOG and COMMAND stands for 1 to 4. A single job
 # also writes to the terminal; of several only the failures are shown. The exit status is that of
-# the first job that failed. A site with a queue can put a launcher with the same arguments into
-# cmd.sh.
+# the first job that failed. The arguments are those of Kaldi's run.pl: --num-threads sets
+# OMP_NUM_THREADS; other options (--mem, --gpu, --time) are for queues and change nothing here. A
+# site with Slurm puts local/slurm.sh into cmd.sh instead, one with another queue its own launcher.
 
 set -u
 ROOT="$(cd -- "$(dirname -- "$0")/.." && pwd)"
 # shellcheck source=local/common.sh
 . "$ROOT/local/common.sh"
+# shellcheck source=local/launch_options.sh
+. "$ROOT/local/launch_options.sh"
 
-usage() {
-  sed -n '2,${/^#/!q;s/^# \{0,1\}//;p;}' "$0"
-}
-
-# report_failure STATUS LOG: which log to read, and its last lines unless they were on the terminal.
-report_failure() {
-  if ((last > first)); then tail -n 12 -- "$2" | sed 's/^/    /' >&2; fi
-  log "a job ended with status $1; its log is $2"
-}
-
-first=1 last=1 word="" tee_pid="" pids=() logs=()
+tee_pid="" pids=() logs=()
 # shellcheck disable=SC2329  # called by the trap
 stop_jobs() {
   ((${#pids[@]} == 0)) || kill "${pids[@]}" 2>/dev/null
@@ -32,11 +25,10 @@ stop_jobs() {
 }
 trap stop_jobs TERM INT
 
-# note LOG TEXT...: a line about the job, in its log alone.
-note() {
-  local log_file="$1"
-  shift
-  printf '# %s %s\n' "$(date '+%Y-%m-%d %H:%M:%S')" "$*" >>"$log_file"
+# report_failure STATUS LOG: which log to read, and its last lines unless they were on the terminal.
+report_failure() {
+  if ((last > first)); then tail -n 12 -- "$2" | sed 's/^/    /' >&2; fi
+  log "a job ended with status $1; its log is $2"
 }
 
 # start_job LOG COMMAND...: in the background, so that a signal to this script reaches the command.
@@ -59,32 +51,41 @@ start_job() {
   logs+=("$log_file")
 }
 
+# num_running: sets `running` to the number of jobs that have not ended.
+num_running() {
+  local pid
+  running=0
+  for pid in ${pids[@]+"${pids[@]}"}; do
+    if kill -0 "$pid" 2>/dev/null; then running=$((running + 1)); fi
+  done
+}
+
+# wait_for_room MOST: until fewer than so many jobs run; 0 is any number.
+wait_for_room() {
+  local running=0
+  if (($1 == 0)); then return; fi
+  num_running
+  while ((running >= $1)); do
+    sleep 0.1
+    num_running
+  done
+}
+
 # In a function, so that the script is read whole before it starts: it may be edited meanwhile.
 main() {
-  local log_pattern number status failed=0
-  case "${1:-}" in
-    "" | -h | --help)
-      usage
-      [[ -n "${1:-}" ]] || exit 2
-      exit 0
-      ;;
-  esac
-
-  if [[ "${2:-}" != "--" ]]; then
-    [[ "$1" =~ ^([A-Za-z_]+)=([0-9]+):([0-9]+)$ ]] || die "jobs are given as JOB=1:4, not $1"
-    word="${BASH_REMATCH[1]}" first="${BASH_REMATCH[2]}" last="${BASH_REMATCH[3]}"
-    ((first <= last)) || die "$1 names no job"
-    shift
-  fi
-  [[ $# -ge 3 && "$2" == "--" ]] || die "usage: launch.sh [JOB=1:4] LOG -- COMMAND..."
-  log_pattern="$1"
-  shift 2
+  local number status failed=0 most threads
+  help_or_go_on "$@"
+  parse_launcher "$@"
+  most="$(max_jobs_run)" || exit
+  threads="$(option_value num_threads "")"
+  [[ -z "$threads" ]] || export OMP_NUM_THREADS="$threads"
 
   for ((number = first; number <= last; number++)); do
+    wait_for_room "$most"
     if [[ -z "$word" ]]; then
-      start_job "$log_pattern" "$@"
+      start_job "$log_pattern" "${command[@]}"
     else
-      start_job "${log_pattern//"$word"/$number}" "${@//"$word"/$number}"
+      start_job "$(log_of "$number")" "${command[@]//"$word"/$number}"
     fi
   done
   for number in "${!pids[@]}"; do

@@ -237,18 +237,39 @@ train_quantizer() {
     --output "$exp/quantizers/$name/quantizer.safetensors" --device "$device"
 }
 
-# Stage 5. Jobs share the shards of each folder: the search for codes is most of the work.
+# Stage 5. One pass over the audio for all teachers; jobs share the shards of each folder.
 extract_tokens() {
-  local name teacher shards configs
+  local configs
   config_options extract-tokens
+  launch_jobs "$num_jobs" "$exp/log/extract_tokens.THIS_JOB.log" extract-tokens \
+    ${configs[@]+"${configs[@]}"} --shards "$(json_list "${all_shards[@]}")" \
+    --teachers "$(json_teachers)" --device "$device" --job THIS_JOB --num_jobs "$num_jobs"
+}
+
+# json_teachers: the teachers of extraction, with their quantisers and the folders that get tokens.
+json_teachers() {
+  local name line="" teacher shards
   for name in "${teachers[@]}"; do
     teacher_options "$name"
     teacher_shards "$name"
-    launch_jobs "$num_jobs" "$exp/log/extract_tokens_$name.THIS_JOB.log" extract-tokens \
-      ${configs[@]+"${configs[@]}"} "${teacher[@]}" --shards "$(json_list "${shards[@]}")" \
-      --quantizer "$exp/quantizers/$name/quantizer.safetensors" \
-      --job THIS_JOB --num_jobs "$num_jobs"
+    line+=", \"$name\": {\"teacher\": $(json_fields "${teacher[@]}"),"
+    line+=" \"quantizer\": $(json_string "$exp/quantizers/$name/quantizer.safetensors"),"
+    line+=" \"shards\": $(json_list "${shards[@]}")}"
   done
+  printf '{%s}' "${line#, }"
+}
+
+# json_fields [--teacher.FIELD VALUE]...: the fields of a teacher; other options are left out.
+json_fields() {
+  local line=""
+  while (($# > 0)); do
+    case "$1" in
+      --teacher.layer) line+=", \"layer\": $2" ;;
+      --teacher.*) line+=", \"${1#--teacher.}\": $(json_string "$2")" ;;
+    esac
+    shift 2
+  done
+  printf '{%s}' "${line#, }"
 }
 
 # Stage 6

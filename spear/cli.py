@@ -38,6 +38,9 @@ class Command:
 
 
 COMMANDS = {
+    "unpack": Command(
+        "spear.data.unpack", "UnpackConfig", "archives -> folders of recordings", listed="archives"
+    ),
     "prepare": Command("spear.data.prepare", "PrepareConfig", "folder of recordings -> cuts"),
     "shard": Command("spear.data.shard", "ShardConfig", "cuts -> shards of 16 kHz audio"),
     "embed": Command("spear.data.embed", "EmbedConfig", "sample of a teacher's frames"),
@@ -51,6 +54,12 @@ COMMANDS = {
         "IndexConfig",
         "shard folders -> where every clip lies",
         listed="shards",
+    ),
+    "bench": Command(
+        "spear.pretrain.bench",
+        "BenchConfig",
+        "data: how fast a run's data are read",
+        positional=("what",),
     ),
     "pretrain": Command("spear.pretrain.command", "PretrainConfig", "shards + tokens -> student"),
     "export": Command("spear.hub.export", "ExportConfig", "run folder -> model folder"),

@@ -1,6 +1,7 @@
-"""The device that a process computes on, from its name in a configuration."""
+"""The device and precision that a process computes in, from their names in a configuration."""
 
 import os
+from typing import Literal
 
 import torch
 
@@ -26,6 +27,16 @@ def choose_device(device: str) -> torch.device:
         cause = str(error).split("\n", maxsplit=1)[0]
         raise ConfigError(f"device {device!r} cannot be used ({cause}); try cpu") from error
     return torch.device(device)
+
+
+def choose_precision(
+    precision: Literal["auto", "float32", "bfloat16"], device: torch.device
+) -> Literal["float32", "bfloat16"]:
+    """Returns what to compute in: "auto" is bfloat16 on a GPU that has it, else float32."""
+    if precision != "auto":
+        return precision
+    on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if on_gpu else "float32"
 
 
 def _own_gpu() -> int:

@@ -30,6 +30,12 @@ PREEMPHASIS = 0.97
 FRAMES_AT_ONCE = {"cpu": 1 << 10}
 """Frames whose spectra exist at the same time, by device: what fits a CPU's cache (4 times faster
 than all at once), and elsewhere what bounds the memory to about 0.4 GB."""
+_LEFT = (FRAME_LENGTH - FRAME_SHIFT) // 2
+_RIGHT = FRAME_LENGTH - FRAME_SHIFT // 2 - _LEFT
+"""Samples by which frames hang over the two ends of an utterance, at most."""
+FILTERS_AT_ONCE = 16
+"""Neighbouring mel filters see few bins: taken in groups of so many, an eighth of the products with
+all bins is left."""
 
 
 def num_fbank_frames(num_samples: int) -> int:
@@ -56,7 +62,9 @@ class Fbank(nn.Module):
         """
         super().__init__()
         self.num_mel_bins = num_mel_bins
-        self.register_buffer("mel_weights", mel_filters(num_mel_bins), persistent=False)
+        filters = mel_filters(num_mel_bins)
+        self._bands = filter_bands(filters)
+        self.register_buffer("mel_weights", filters, persistent=False)
         window = torch.hann_window(FRAME_LENGTH, periodic=False).pow(POVEY_POWER)
         self.register_buffer("window", window, persistent=False)
 
@@ -78,23 +86,66 @@ class Fbank(nn.Module):
         fbank = audio.new_full(
             (audio.size(0), num_frames, self.num_mel_bins), LOG_EPS, dtype=torch.float32
         )
-        rows = max(1, FRAMES_AT_ONCE.get(audio.device.type, 1 << 16) // max(1, num_frames))
+        at_once = FRAMES_AT_ONCE.get(audio.device.type, 1 << 16)
+        rows = max(1, at_once // max(1, num_frames))
         with torch.autocast(audio.device.type, enabled=False):
             for start in range(0, audio.size(0) if num_frames > 0 else 0, rows):
                 part = slice(start, start + rows)
-                waveform = mirror_edges(audio[part].float(), audio_lens[part], num_frames)
-                fbank[part] = self._log_mel(waveform.unfold(1, FRAME_LENGTH, FRAME_SHIFT))
-        padding = torch.arange(num_frames, device=fbank.device) >= lens.unsqueeze(1)
-        return fbank.masked_fill_(padding.unsqueeze(-1), LOG_EPS), lens
+                self._fill(fbank[part], audio[part], audio_lens[part], lens[part], at_once)
+        return fbank, lens
+
+    def _fill(
+        self, fbank: Tensor, audio: Tensor, audio_lens: Tensor, lens: Tensor, at_once: int
+    ) -> None:
+        """Writes the features of a few utterances into `fbank` (R, T, M)."""
+        # Frames that are padding in all of them need no work, where asking costs no wait.
+        num_frames = int(lens.max()) if lens.device.type == "cpu" else fbank.size(1)
+        if num_frames == 0:
+            return
+        waveform = mirror_edges(audio.float(), audio_lens, num_frames)
+        frames = waveform.unfold(1, FRAME_LENGTH, FRAME_SHIFT)
+        for start in range(0, num_frames, at_once):
+            part = slice(start, min(start + at_once, num_frames))
+            log_mel = self._log_mel(frames[:, part])
+            padding = torch.arange(part.start, part.stop, device=lens.device) >= lens.unsqueeze(1)
+            fbank[:, part] = log_mel.masked_fill_(padding.unsqueeze(2), LOG_EPS)
 
     def _log_mel(self, frames: Tensor) -> Tensor:
-        """(B, T, 400) windows of samples -> (B, T, M) natural log of mel energies."""
+        """(R, T, 400) windows of samples -> (R, T, M) natural log of mel energies."""
         frames = frames - frames.mean(dim=-1, keepdim=True)
-        previous = torch.cat((frames[..., :1], frames[..., :-1]), dim=-1)
-        windowed = (frames - PREEMPHASIS * previous) * self.window
-        power = torch.fft.rfft(windowed, n=FFT_LENGTH).abs().square()
-        energies = power @ self.mel_weights
-        return energies.clamp(min=torch.finfo(torch.float32).eps).log()
+        windowed = frames[..., 1:] - PREEMPHASIS * frames[..., :-1]
+        windowed *= self.window[1:]
+        # The window is 0 at its first sample.
+        spectrum = torch.fft.rfft(nn.functional.pad(windowed, (1, FFT_LENGTH - FRAME_LENGTH)))
+        # abs() would take a root to be squared again, at five times the cost.
+        power = spectrum.real.square() + spectrum.imag.square()
+        energies = torch.cat(
+            [
+                power[..., low:high] @ self.mel_weights[low:high, filters]
+                for low, high, filters in self._bands
+            ],
+            dim=-1,
+        )
+        return energies.clamp_(min=torch.finfo(torch.float32).eps).log_()
+
+
+def filter_bands(weights: Tensor, width: int = FILTERS_AT_ONCE) -> list[tuple[int, int, slice]]:
+    """Finds the bins of the spectrum that neighbouring filters look at.
+
+    Args:
+        weights: (257, M) filters.
+        width: Filters that are taken together.
+
+    Returns:
+        First bin, end of the bins, and the filters, for every `width` filters.
+    """
+    bands = []
+    for first in range(0, weights.size(1), width):
+        filters = slice(first, first + width)
+        bins = weights[:, filters].any(dim=1).nonzero().flatten().tolist()
+        low, high = (bins[0], bins[-1] + 1) if bins else (0, 0)
+        bands.append((low, high, filters))
+    return bands
 
 
 def mel_filters(num_mel_bins: int) -> Tensor:
@@ -131,11 +182,18 @@ def mirror_edges(audio: Tensor, audio_lens: Tensor, num_frames: int) -> Tensor:
         num_frames: T, frames to make room for.
 
     Returns:
-        (B, (T - 1) * 160 + 400) samples that begin 120 before each waveform.
+        (B, (T - 1) * 160 + 400) samples that begin 120 before each waveform; what is further
+        than 200 behind its end is in none of its frames, and anything.
     """
-    left = (FRAME_LENGTH - FRAME_SHIFT) // 2
     total = (num_frames - 1) * FRAME_SHIFT + FRAME_LENGTH
-    position = torch.arange(-left, total - left, device=audio.device).unsqueeze(0)
+    num_samples = min(audio.size(1), num_frames * FRAME_SHIFT + FRAME_SHIFT)
+    extended = audio.new_zeros(audio.size(0), max(total, _LEFT + num_samples + _RIGHT))
+    extended[:, _LEFT : _LEFT + num_samples] = audio[:, :num_samples]
     length = audio_lens.to(torch.int64).clamp(min=1).unsqueeze(1)
-    position = position.remainder(2 * length)
-    return audio.gather(1, torch.minimum(position, 2 * length - 1 - position))
+    before = torch.arange(-_LEFT, 0, device=audio.device).expand(len(audio), -1)
+    after = length + torch.arange(_RIGHT, device=audio.device)
+    edges = torch.cat((before, after), dim=1)
+    source = edges.remainder(2 * length)
+    source = torch.minimum(source, 2 * length - 1 - source)
+    extended.scatter_(1, edges + _LEFT, audio.gather(1, source))
+    return extended[:, :total]

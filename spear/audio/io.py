@@ -1,49 +1,27 @@
 """Recordings from disk: any format that libsndfile reads, to 16 kHz mono float32, or a clear error.
 
-libsndfile gives the samples that it finds and says nothing when a file was cut short, so this
-module compares what the header promises with what the file holds. A truncated, empty, unreadable
-or non-finite recording raises `AudioError` with the file and the cause in one line.
+Everything is decoded and resampled block by block, so that the memory needed is that of the result
+alone. A truncated, empty, unreadable or non-finite recording raises `AudioError` with the file and
+the cause in one line.
 """
 
 import io
-import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from math import gcd
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 import soundfile
 
-from spear.audio.resampling import resample
+from spear.audio.resampling import resample, resample_blocks
+from spear.audio.sound_reader import AudioInfo, SoundReader, cause_of
 from spear.errors import AudioError
 
 SAMPLE_RATE_HZ = 16000
-
-# What libsndfile's parsers log of the chunk that holds the samples: WAV, AIFF, AU, W64, CAF; and
-# of RF64, whose data chunk has its size elsewhere. "(should be N)" is the size that is there.
-_DATA_CHUNK = re.compile(
-    r"^\s*(?:data|SSND|Data [Ss]ize)\s*:\s*(\d+)(?: \(should be (\d+)\))?", re.MULTILINE
-)
-_FILE_LENGTH = re.compile(r"^Length : (\d+)", re.MULTILINE)
-# Programs that write to a pipe do not know the length and leave the largest one (ffmpeg, sox).
-_UNKNOWN_LENGTH_BYTES = 0x7FFF0000
-_LONGEST_OGG_PAGE = 65307
-
-
-@dataclass(frozen=True)
-class AudioInfo:
-    """What a recording holds on disk, before any conversion."""
-
-    num_samples: int
-    """Samples per channel."""
-    rate_hz: int
-    """Samples per second."""
-    num_channels: int
-    """Channels."""
-
-    @property
-    def duration_s(self) -> float:
-        """Length in seconds."""
-        return self.num_samples / self.rate_hz
+CONTEXT_S = 0.5
+"""Seconds read before and after a part. Resampling agrees then with that of the whole to 2e-7, and
+Opus, which takes 0.1 s to settle after a jump, to the bit."""
 
 
 def read_audio(
@@ -63,12 +41,71 @@ def read_audio(
         AudioError: The file is missing, unreadable, truncated, empty, or has samples that are
             not finite.
     """
-    samples, rate_hz = _decode(Path(path))
-    if channel is not None:
-        if channel >= samples.shape[1]:
-            raise AudioError(f"{path}: no channel {channel}, there are {samples.shape[1]}")
-        samples = samples[:, channel : channel + 1]
-    return _to_mono(samples, rate_hz, target_rate_hz, str(path))
+    with SoundReader(path, channel) as reader:
+        blocks = resample_blocks(reader.blocks(), reader.info.rate_hz, target_rate_hz)
+        return _join(blocks, str(path), target_rate_hz)
+
+
+class AudioParts:
+    """A recording of which parts are read, each without the rest; a context manager.
+
+    Attributes:
+        num_samples: Samples of the whole at the wanted rate, to within one.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        target_rate_hz: int = SAMPLE_RATE_HZ,
+        channel: int | None = None,
+    ) -> None:
+        """Opens a recording; arguments and errors are those of `read_audio`."""
+        self._reader = SoundReader(path, channel)
+        self._rate_hz = target_rate_hz
+        info = self._reader.info
+        self.num_samples = (info.num_samples * target_rate_hz + info.rate_hz // 2) // info.rate_hz
+
+    def read(self, start: int, end: int) -> np.ndarray:
+        """Reads a part, the same whatever was read before.
+
+        Args:
+            start: Its first sample at the wanted rate.
+            end: The sample after its last.
+
+        Returns:
+            (S,) float32 with S = end - start, less where the recording ends earlier:
+            `read_audio(path)[start:end]` to 2e-7, and to the bit where nothing is resampled.
+
+        Raises:
+            AudioError: The part cannot be decoded, has no samples or some that are not finite.
+        """
+        info = self._reader.info
+        divisor = gcd(info.rate_hz, self._rate_hz)
+        native, wanted = info.rate_hz // divisor, self._rate_hz // divisor
+        # Whole multiples of the ratio, so that the resampled part lies on the grid of the whole.
+        context = -(-round(CONTEXT_S * info.rate_hz) // native)
+        first = max(0, start // wanted - context)
+        last = -(-end // wanted) + context
+        part = self._reader.part(first * native, min(last * native, info.num_samples))
+        blocks = resample_blocks(part, info.rate_hz, self._rate_hz)
+        offset = start - first * wanted
+        audio = _join(blocks, str(self._reader.path), self._rate_hz)[offset:]
+        return audio[: end - start]
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._reader.close()
+
+    def __enter__(self) -> "AudioParts":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
 
 
 def decode_audio(data: bytes, name: str, target_rate_hz: int = SAMPLE_RATE_HZ) -> np.ndarray:
@@ -90,91 +127,28 @@ def decode_audio(data: bytes, name: str, target_rate_hz: int = SAMPLE_RATE_HZ) -
             promised, rate_hz = file.frames, file.samplerate
             samples = file.read(dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError, ValueError) as error:
-        raise AudioError(f"{name}: cannot be decoded ({_cause(error)})") from error
+        raise AudioError(f"{name}: cannot be decoded ({cause_of(error)})") from error
     if len(samples) < max(1, promised):
         raise AudioError(f"{name}: {len(samples)} of {promised} samples are there")
-    return _to_mono(samples, rate_hz, target_rate_hz, name)
-
-
-def _to_mono(samples: np.ndarray, rate_hz: int, target_rate_hz: int, name: str) -> np.ndarray:
-    """(S, C) samples -> (S',) at the wanted rate."""
     mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
     audio = resample(np.ascontiguousarray(mono), rate_hz, target_rate_hz)
-    if audio.size == 0:
-        raise AudioError(f"{name}: too short, no samples are left at {target_rate_hz} Hz")
-    return audio
+    return _join([audio], name, target_rate_hz)
 
 
 def check_audio(path: str | Path) -> AudioInfo:
-    """Decodes a recording to its end and says what it holds.
+    """Decodes a recording to its end, block by block, and says what it holds.
 
     Raises:
         AudioError: As `read_audio`.
     """
-    samples, rate_hz = _decode(Path(path))
-    return AudioInfo(len(samples), rate_hz, samples.shape[1])
+    with SoundReader(path) as reader:
+        num_samples = sum(len(block) for block in reader.blocks())
+        return AudioInfo(num_samples, reader.info.rate_hz, reader.info.num_channels)
 
 
-def _decode(path: Path) -> tuple[np.ndarray, int]:
-    """Returns every sample (S, C) float32 and the rate in Hz, or raises `AudioError`."""
-    if not path.is_file():
-        raise AudioError(f"{path}: no such file")
-    if path.stat().st_size == 0:
-        raise AudioError(f"{path}: empty file (0 bytes)")
-    try:
-        with soundfile.SoundFile(path) as file:
-            promised, rate_hz, log = file.frames, file.samplerate, file.extra_info
-            samples = file.read(dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError, ValueError, MemoryError) as error:
-        raise AudioError(f"{path}: cannot be read ({_cause(error)})") from error
-    _check_length(path, promised, len(samples), log)
-    if not np.isfinite(samples).all():
-        num_bad = int(np.count_nonzero(~np.isfinite(samples)))
-        raise AudioError(f"{path}: {num_bad} of {samples.size} samples are NaN or infinite")
-    return samples, rate_hz
-
-
-def _check_length(path: Path, promised: int, found: int, log: str) -> None:
-    """Raises `AudioError` where a file ends before the samples that its header promises."""
-    length = _FILE_LENGTH.search(log)
-    for match in _DATA_CHUNK.finditer(log):
-        promised_bytes = int(match[1])
-        limits = [int(limit) for limit in (match[2], length and length[1]) if limit is not None]
-        there = min(limits, default=promised_bytes)
-        if there < promised_bytes < _UNKNOWN_LENGTH_BYTES:
-            raise AudioError(
-                f"{path}: truncated, the header promises {promised_bytes} bytes of samples "
-                f"and the file holds {there}"
-            )
-    if not _ogg_is_whole(path):
-        raise AudioError(f"{path}: truncated, the Ogg stream has no end ({found} samples)")
-    if found == 0:
-        raise AudioError(f"{path}: no samples")
-    if found < promised:
-        raise AudioError(f"{path}: truncated, {found} of the {promised} promised samples are there")
-
-
-def _ogg_is_whole(path: Path) -> bool:
-    """Whether a file's last Ogg page is complete and marked as the last (RFC 3533, section 6).
-
-    libsndfile gives what the whole pages hold, or nothing, without an error. Files that are not
-    Ogg are whole here.
-    """
-    with open(path, "rb") as stream:
-        if stream.read(4) != b"OggS":
-            return True
-        stream.seek(max(0, path.stat().st_size - 2 * _LONGEST_OGG_PAGE))
-        tail = stream.read()
-    start = tail.rfind(b"OggS\0")
-    page = tail[start:]
-    if start < 0 or len(page) < 27 + page[26:27].ljust(1, b"\xff")[0]:
-        return False
-    segments = page[27 : 27 + page[26]]
-    is_last = bool(page[5] & 4)
-    return is_last and len(page) >= 27 + len(segments) + sum(segments)
-
-
-def _cause(error: Exception) -> str:
-    """One line of an error's text, without the path, which the message has already."""
-    text = getattr(error, "error_string", None) or str(error) or type(error).__name__
-    return " ".join(text.split()).rstrip(".")
+def _join(blocks: Iterable[np.ndarray], name: str, rate_hz: int) -> np.ndarray:
+    pieces = list(blocks)
+    audio = pieces[0] if len(pieces) == 1 else np.concatenate([*pieces, np.zeros(0, np.float32)])
+    if audio.size == 0:
+        raise AudioError(f"{name}: too short, no samples are left at {rate_hz} Hz")
+    return audio

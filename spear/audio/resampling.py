@@ -4,6 +4,8 @@ Everything that reads audio goes through here, so that a recording gives the sam
 it is sharded, fine-tuned on or passed to an exported model.
 """
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import soxr
 
@@ -33,3 +35,25 @@ def resample(audio: np.ndarray, rate_hz: int, target_rate_hz: int) -> np.ndarray
         np.ascontiguousarray(audio, dtype=np.float32), rate_hz, target_rate_hz, quality="HQ"
     )
     return np.asarray(resampled, dtype=np.float32)
+
+
+def resample_blocks(
+    blocks: Iterable[np.ndarray], rate_hz: int, target_rate_hz: int
+) -> Iterator[np.ndarray]:
+    """Resamples a mono signal that comes in blocks, to the bit as `resample` does the whole.
+
+    Args:
+        blocks: (S,) float32 each.
+        rate_hz: Samples per second of the blocks.
+        target_rate_hz: Samples per second wanted.
+
+    Yields:
+        (S',) float32; `blocks` themselves when the rates are equal.
+    """
+    if rate_hz == target_rate_hz:
+        yield from blocks
+        return
+    stream = soxr.ResampleStream(rate_hz, target_rate_hz, 1, dtype="float32", quality="HQ")
+    for block in blocks:
+        yield stream.resample_chunk(np.ascontiguousarray(block, dtype=np.float32))
+    yield stream.resample_chunk(np.zeros(0, dtype=np.float32), last=True)

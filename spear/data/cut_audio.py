@@ -1,8 +1,9 @@
 """Audio of any lhotse cut as 16 kHz mono, through the project's own reading and resampling.
 
-lhotse mixes tracks of one rate only, and resamples with torchaudio; `load_cut` reads plain files
-itself (with the checks of `spear.audio`), lays the tracks of a joined cut at their offsets, and
-leaves to lhotse what has transforms, gains or no file.
+lhotse mixes tracks of one rate only, and resamples with torchaudio; `CutReader` reads plain files
+itself (with the checks of `spear.audio`, and of a long one just the window that is wanted), lays
+the tracks of a joined cut at their offsets, and leaves to lhotse what has transforms, gains or no
+file.
 """
 
 from typing import Any
@@ -10,38 +11,50 @@ from typing import Any
 import numpy as np
 from lhotse.cut import Cut, MixedCut, PaddingCut
 
-from spear.audio.io import SAMPLE_RATE_HZ, read_audio
+from spear.audio.io import SAMPLE_RATE_HZ, AudioParts
 from spear.audio.resampling import resample
 from spear.errors import AudioError
 
 
 class CutReader:
-    """Reads cuts, keeping the last recording: windows of a long one follow each other."""
+    """Reads cuts, keeping the last recording open: windows of a long one follow each other."""
 
     def __init__(self) -> None:
-        """Starts with nothing kept."""
-        self._kept: tuple[tuple[str, int | None], np.ndarray] | None = None
+        """Starts with nothing open."""
+        self._parts: AudioParts | None = None
+        self._key: tuple[str, int | None] | None = None
 
-    def load(self, cut: Cut) -> np.ndarray:
-        """Returns the audio of a cut.
+    def load(self, cut: Cut, number: int = 0, total: int = 1) -> np.ndarray:
+        """Returns the audio of a cut, or one of its equal windows.
 
         Args:
             cut: A lhotse cut with a recording; multi-channel audio is averaged unless the cut
                 names one channel.
+            number: Which window, from 0.
+            total: How many windows the cut has; they meet without overlap.
 
         Returns:
-            (S,) float32 at 16 kHz.
+            (S,) float32 at 16 kHz. Of a plain file no more is read than the window.
 
         Raises:
-            AudioError: A recording cannot be read, or the cut lies outside it.
+            AudioError: A recording cannot be read, the cut lies outside it, or has no samples.
         """
         if isinstance(cut, PaddingCut):
-            return np.zeros(round(cut.duration * SAMPLE_RATE_HZ), dtype=np.float32)
-        if isinstance(cut, MixedCut) and _is_plain_join(cut):
-            return self._load_join(cut)
-        if isinstance(cut, MixedCut) or not _is_plain_file(cut):
-            return _load_by_lhotse(cut)
-        return self._load_file(cut)
+            audio = np.zeros(round(cut.duration * SAMPLE_RATE_HZ), dtype=np.float32)
+        elif isinstance(cut, MixedCut) and _is_plain_join(cut):
+            audio = self._load_join(cut)
+        elif isinstance(cut, MixedCut) or not _is_plain_file(cut):
+            audio = _load_by_lhotse(cut)
+        else:
+            return self._load_file(cut, number, total)
+        start, end = window_bounds(len(audio), number, total)
+        return _not_empty(cut, audio[start:end])
+
+    def close(self) -> None:
+        """Closes the recording that is open."""
+        if self._parts is not None:
+            self._parts.close()
+        self._parts = self._key = None
 
     def _load_join(self, cut: MixedCut) -> np.ndarray:
         audio = np.zeros(round(cut.duration * SAMPLE_RATE_HZ), dtype=np.float32)
@@ -52,22 +65,37 @@ class CutReader:
             audio[start:end] += samples[: end - start]
         return audio
 
-    def _load_file(self, cut: Any) -> np.ndarray:
+    def _load_file(self, cut: Any, number: int, total: int) -> np.ndarray:
         recording = cut.recording
         single = isinstance(cut.channel, int) and recording.num_channels > 1
-        key = (str(recording.sources[0].source), cut.channel if single else None)
-        if self._kept is None or self._kept[0] != key:
-            self._kept = (key, read_audio(key[0], channel=key[1]))
-        audio = self._kept[1]
-        start = round(cut.start * SAMPLE_RATE_HZ)
-        end = start + round(cut.duration * SAMPLE_RATE_HZ)
+        parts = self._open(str(recording.sources[0].source), cut.channel if single else None)
+        first = round(cut.start * SAMPLE_RATE_HZ)
+        length = round(cut.duration * SAMPLE_RATE_HZ)
         # A manifest's seconds at another rate may be off by a sample here; more is an error.
-        if end > len(audio) + SAMPLE_RATE_HZ // 100:
+        if first + length > parts.num_samples + SAMPLE_RATE_HZ // 100:
             raise AudioError(
-                f"{key[0]}: cut {cut.id!r} ends at {cut.end:.3f} s and the recording at "
-                f"{len(audio) / SAMPLE_RATE_HZ:.3f} s"
+                f"{recording.sources[0].source}: cut {cut.id!r} ends at {cut.end:.3f} s and the "
+                f"recording at {parts.num_samples / SAMPLE_RATE_HZ:.3f} s"
             )
-        return audio[start:end]
+        start, end = window_bounds(length, number, total)
+        return _not_empty(cut, parts.read(first + start, first + end))
+
+    def _open(self, path: str, channel: int | None) -> AudioParts:
+        if self._parts is None or self._key != (path, channel):
+            self.close()
+            self._parts, self._key = AudioParts(path, channel=channel), (path, channel)
+        return self._parts
+
+
+def window_bounds(num_samples: int, number: int, total: int) -> tuple[int, int]:
+    """Returns the first sample of one of `total` equal windows, and the one after its last."""
+    return num_samples * number // total, num_samples * (number + 1) // total
+
+
+def _not_empty(cut: Cut, audio: np.ndarray) -> np.ndarray:
+    if audio.size == 0:
+        raise AudioError(f"cut {cut.id!r}: no samples")
+    return audio
 
 
 def _is_plain_join(cut: MixedCut) -> bool:

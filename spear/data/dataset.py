@@ -31,8 +31,10 @@ class Place(NamedTuple):
 
     epoch: int
     step: int
-    rank: int
-    world_size: int
+    share: int
+    """Which of the step's batches, over all processes."""
+    num_shares: int
+    """Batches of a step."""
 
 
 def open_noise(config: AugmentConfig, index: ClipIndex) -> NoiseSource:
@@ -166,6 +168,7 @@ class BatchLoader(Generic[BatchT]):
     ) -> None:
         self._sampler = _Places(plan)
         self.plan = plan
+        self._dataset = dataset
         self._loader = DataLoader(
             dataset,
             sampler=self._sampler,
@@ -180,10 +183,22 @@ class BatchLoader(Generic[BatchT]):
             generator=torch.Generator(),
         )
 
-    def train(self, epoch: int, start_step: int, rank: int, world_size: int) -> Iterator[BatchT]:
-        """Yields one rank's batches of an epoch from `start_step` on."""
-        steps = range(start_step, self.plan.steps(epoch, world_size))
-        return self._run(Place(epoch, step, rank, world_size) for step in steps)
+    def train(
+        self, epoch: int, start_step: int, shares: range, num_shares: int
+    ) -> Iterator[BatchT]:
+        """Yields the batches of some shares of each step of an epoch, from `start_step` on."""
+        steps = range(start_step, self.plan.steps(epoch, num_shares))
+        return self._run(
+            Place(epoch, step, share, num_shares) for step in steps for share in shares
+        )
+
+    def longest(self, epoch: int, num_shares: int) -> BatchT:
+        """Makes the batch of an epoch that is largest with its padding, in this process."""
+        place = Place(epoch, *self.plan.largest(epoch, num_shares), num_shares)
+        item = self._dataset[place, self.plan.batch(*place)]
+        if isinstance(item, SpearError):
+            raise item
+        return item
 
     def share(self, rank: int, world_size: int) -> Iterator[BatchT]:
         """Yields one rank's share of epoch 0, planned for one rank.

@@ -7,7 +7,7 @@ says whose frames they are, and a report. Run again with the same settings, it k
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ from spear.device import choose_device
 from spear.errors import ConfigError, DataError
 from spear.files import atomic_path, remove_partials, write_json
 from spear.progress import get_logger, progress
-from spear.teachers import TeacherConfig, load_teacher
+from spear.teachers import TeacherConfig, Windowing, load_teacher
 
 if TYPE_CHECKING:
     from spear.teachers import Teacher
@@ -55,6 +55,10 @@ class EmbedConfig:
     """Share of a chosen clip's frames (0 to 1) that is taken: less means more clips."""
     batch_s: float = 120.0
     """Most seconds of audio, padding counted, that the teacher gets at once."""
+    window_s: float = 30.0
+    """Longer clips are cut into windows that keep so many seconds each; 0 never cuts."""
+    context_s: float = 5.0
+    """Seconds on either side of a window that the teacher sees besides."""
     seed: int = 0
     """Decides which clips and frames are taken."""
     device: str = "auto"
@@ -83,9 +87,9 @@ def run(config: EmbedConfig) -> None:
         DataError: A shard folder is unusable, or the output holds another sample.
     """
     _check_config(config)
+    windowing = Windowing(config.window_s, config.context_s)
     folders = [ShardFolder(path) for path in config.shards]
-    device = choose_device(config.device)
-    teacher = load_teacher(config.teacher, device)
+    teacher = load_teacher(config.teacher, choose_device(config.device))
     frames_path = Path(f"{config.output}.frames.npy")
     record_path = Path(f"{config.output}.frames.json")
     settings = _settings(config, folders, teacher)
@@ -101,7 +105,7 @@ def run(config: EmbedConfig) -> None:
         output = np.lib.format.open_memmap(
             partial, mode="w+", dtype=np.float32, shape=(sample.num_frames, teacher.dim)
         )
-        _fill(output, sample, teacher, config.batch_s, device)
+        _fill(output, sample, teacher, config.batch_s, windowing)
         output.flush()
         del output
     record = {
@@ -171,7 +175,7 @@ def choose_frames(
 
 
 def _fill(
-    output: np.ndarray, sample: Sample, teacher: "Teacher", batch_s: float, device: torch.device
+    output: np.ndarray, sample: Sample, teacher: "Teacher", batch_s: float, windowing: Windowing
 ) -> None:
     """Computes the chosen clips and writes their chosen frames into the output's rows."""
     by_folder: dict[int, list[int]] = {}
@@ -186,12 +190,14 @@ def _fill(
         folder = sample.clips[group[0]][0]
         number_of = {sample.clips[number][1].index: number for number in group}
         infos = [sample.clips[number][1] for number in group]
-        for batch, frames in represent(teacher, folder, infos, batch_s, device):
-            for info, rep in zip(batch, frames, strict=True):
-                number = number_of[info.index]
-                positions = torch.from_numpy(sample.positions[number]).to(rep.device)
-                row = int(sample.rows[number])
-                output[row : row + len(positions)] = rep[positions].cpu().numpy()
+        for batch in represent(teacher, folder, infos, batch_s, windowing):
+            for piece, rep in batch:
+                number = number_of[piece.info.index]
+                positions = sample.positions[number] - piece.first_frame
+                inside = np.flatnonzero((positions >= 0) & (positions < len(rep)))
+                rows = int(sample.rows[number]) + inside
+                chosen = torch.from_numpy(positions[inside]).to(rep.device)
+                output[rows] = rep[chosen].cpu().numpy()
 
 
 def _check_config(config: EmbedConfig) -> None:
@@ -207,7 +213,12 @@ def _settings(
 ) -> dict[str, Any]:
     """Returns what the sample depends on, as JSON; not where it lies."""
     identity = {key: value for key, value in teacher.identity().items() if key != "path"}
+    windowing = Windowing(config.window_s, config.context_s)
+    has_windows = any(
+        windowing.may_cut(info.duration_s) for folder in folders for info in folder.infos
+    )
     return {
+        **({"windows": asdict(windowing)} if has_windows else {}),
         "seed": config.seed,
         "num_frames": config.num_frames,
         "clip_share": config.clip_share,

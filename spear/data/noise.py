@@ -29,12 +29,24 @@ class SyntheticNoise:
     def __call__(self, num_samples: int, exclude: str, rng: np.random.Generator) -> Floats:
         """See `NoiseSource`; `exclude` does not matter."""
         del exclude
-        exponent = rng.uniform(0.0, 2.0)
-        spectrum = np.fft.rfft(rng.standard_normal(num_samples, dtype=np.float32))
+        exponent = np.float32(rng.uniform(0.0, 2.0))
+        length = fast_length(num_samples)
+        white = rng.standard_normal(num_samples, dtype=np.float32)
+        spectrum = np.fft.rfft(white, n=length)
         # Frequency 0 takes the factor of frequency 1: a constant is not heard.
-        frequencies = np.maximum(np.arange(len(spectrum)), 1)
-        noise = np.fft.irfft(spectrum * frequencies ** (-exponent / 2), n=num_samples)
-        return noise.astype(np.float32)
+        frequencies = np.maximum(np.arange(len(spectrum), dtype=np.float32), 1)
+        spectrum *= frequencies ** (-exponent / 2)
+        return np.fft.irfft(spectrum, n=length)[:num_samples].astype(np.float32, copy=False)
+
+
+def fast_length(num_samples: int) -> int:
+    """Returns a length from `num_samples` on, an eighth more at most, that has small factors.
+
+    It is 8 to 16 times a power of two. A Fourier transform takes 20 times as long where the length
+    is a prime.
+    """
+    block = 1 << max(0, num_samples.bit_length() - 4)
+    return -(-num_samples // block) * block
 
 
 class RecordedNoise:

@@ -153,6 +153,13 @@ class BatchPlan:
             self._cached = (key, self._find(epoch, world_size))
         return self._cached[1]
 
+    def largest(self, epoch: int, world_size: int = 1) -> tuple[int, int]:
+        """Returns step and rank of the batch of an epoch that is largest, padding included."""
+        plan = self.epoch(epoch, world_size)
+        sizes = np.concatenate([padded for padded, _ in _sizes(self.clips, plan)])
+        step, rank = np.unravel_index(int(sizes[plan.steps].argmax()), plan.steps.shape)
+        return int(step), int(rank)
+
     def padding_share(self, epoch: int, world_size: int = 1) -> float:
         """Returns the padded share of an epoch's batches, 0 to 1, before augmentation."""
         return padding_share(self.clips, self.epoch(epoch, world_size))
@@ -280,11 +287,16 @@ class BatchPlan:
 def padding_share(clips: ClipTable, plan: EpochPlan) -> float:
     """Returns the padded share of a plan's batches, 0 to 1, before augmentation."""
     padded = samples = 0
-    num_batches = len(plan.bounds) - 1
-    for begin in range(0, num_batches, _BATCHES_AT_ONCE):
+    for sizes, lengths in _sizes(clips, plan):
+        padded += int(sizes.sum())
+        samples += int(lengths.sum())
+    return 1 - samples / padded
+
+
+def _sizes(clips: ClipTable, plan: EpochPlan) -> Iterator[tuple[Ints, Ints]]:
+    """Yields, for parts of a plan, the padded samples of batches and the samples of their clips."""
+    for begin in range(0, len(plan.bounds) - 1, _BATCHES_AT_ONCE):
         bounds = plan.bounds[begin : begin + _BATCHES_AT_ONCE + 1]
         lengths = clips.num_samples[plan.order[bounds[0] : bounds[-1]]].astype(np.int64)
         longest = np.maximum.reduceat(lengths, bounds[:-1] - bounds[0])
-        padded += int((longest * np.diff(bounds)).sum())
-        samples += int(lengths.sum())
-    return 1 - samples / padded
+        yield longest * np.diff(bounds), lengths

@@ -8,22 +8,21 @@ and writes `{corpus}_{split}_cuts.jsonl.gz` and a report. Bad recordings are nam
 
 import hashlib
 import json
-import os
-from collections import Counter
+from array import array
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import soundfile
 from lhotse import AudioSource, CutSet, Recording, SupervisionSegment
 from lhotse.cut import Cut, MixedCut
 
-from spear.audio.io import AudioInfo, check_audio
+from spear.audio import AudioInfo, check_audio
 from spear.data import kaldi_text
 from spear.data.joining import join_cuts, parse_range
-from spear.data.manifests import BadCuts, write_jsonl_gz
+from spear.data.manifests import BadCuts, printable, write_jsonl_gz
+from spear.data.parallel import in_threads
+from spear.data.scan import Found, scan_recordings
 from spear.data.stage_reports import write_prepare_report
 from spear.errors import AudioError, ConfigError, DataError
 from spear.files import remove_partials, sha256_of, write_json
@@ -32,11 +31,6 @@ from spear.progress import get_logger, progress
 log = get_logger(__name__)
 
 FORMAT_VERSION = 1
-_NOT_RECORDINGS = {".raw", ".txt"}  # headerless samples: libsndfile cannot know their rate
-AUDIO_SUFFIXES = (
-    {f".{name.lower()}" for name in soundfile.available_formats()}
-    | {".oga", ".opus", ".aif", ".aifc", ".aiff", ".snd", ".sph", ".wave"}
-) - _NOT_RECORDINGS
 
 
 @dataclass
@@ -76,7 +70,8 @@ class PrepareConfig:
     seed: int = 0
     """Decides which recordings are joined."""
     max_bad_fraction: float = 0.01
-    """Share of bad recordings (0 to 1) above which the stage stops."""
+    """Share of bad recordings (0 to 1) above which the stage stops. Every recording is checked and
+    every bad one is named in bad_cuts.jsonl before; what was written earlier stays as it was."""
     num_jobs: int = 4
     """Threads that decode recordings."""
 
@@ -91,30 +86,35 @@ def run(config: PrepareConfig) -> None:
     _check_config(config)
     output = Path(config.output_dir)
     record_path = output / f".{config.corpus}_prepare.json"
-    files = scan_recordings(Path(config.source_dir))
-    settings = _settings(config, files)
+    source = Path(config.source_dir)
+    if printable(str(source.resolve())) != str(source.resolve()):
+        raise ConfigError(
+            f"source_dir {printable(str(source))}: its name is no plain UTF-8 text, rename it"
+        )
+    found = scan_recordings(source)
+    files, num_found = found.files, len(found.files) + len(found.refused)
+    settings = _settings(config, found)
     record = _read_record(record_path)
     if record.get("settings") == settings and _outputs_are_whole(output, record):
         if not _report_path(config).is_file():
-            _write_report(config, _stored_splits(config, record["outputs"]), len(files))
+            _write_report(config, _stored_splits(config, record["outputs"]), num_found)
         log.info("%s: %s is there, nothing to do", config.corpus, ", ".join(record["outputs"]))
         return
     labels = Labels.load(config, files)
     output.mkdir(parents=True, exist_ok=True)
     remove_partials(output)
-    infos = _check_recordings(config, files, output)
+    infos = _check_recordings(config, found, output)
     splits = _make_splits(config, files, infos, labels)
     outputs = {}
     for split, cuts in splits.items():
         path = output / f"{config.corpus}_{split}_cuts.jsonl.gz"
-        write_jsonl_gz(path, (cut.to_dict() for cut in cuts))
+        num_cuts, hours = _write_cuts(path, cuts)
         outputs[path.name] = sha256_of(path)
-        hours = sum(cut.duration for cut in cuts) / 3600
-        log.info("%s: %d cuts, %.2f h", path, len(cuts), hours)
+        log.info("%s: %d cuts, %.2f h", path, num_cuts, hours)
     for stale in set(record.get("outputs", {})) - set(outputs):
         log.info("%s: removed, these settings do not make it", output / stale)
         (output / stale).unlink(missing_ok=True)
-    _write_report(config, splits, len(files))
+    _write_report(config, _stored_splits(config, outputs), num_found)
     write_json(record_path, {"settings": settings, "outputs": outputs})
 
 
@@ -161,52 +161,13 @@ class Labels:
         return cls(text, speakers, frozenset(test_ids), frozenset(valid_ids))
 
 
-def scan_recordings(source: Path) -> dict[str, Path]:
-    """Finds the recordings below a folder.
-
-    Returns:
-        File by id, sorted; the id is the path below `source` without suffix, "/" as "-".
-
-    Raises:
-        DataError: The folder is missing or has no recordings, or two files have the same id.
-    """
-    if not source.is_dir():
-        raise DataError(f"{source}: no such folder of recordings")
-    found: dict[str, Path] = {}
-    others: Counter[str] = Counter()
-    for path in _walk(source):
-        if path.suffix.lower() not in AUDIO_SUFFIXES:
-            others[path.suffix or path.name] += 1
-            continue
-        key = "-".join(path.relative_to(source).with_suffix("").parts)
-        if key in found:
-            raise DataError(f"{path}: has the id {key!r}, as has {found[key]}; rename one of them")
-        found[key] = path
-    if not found:
-        raise DataError(f"{source}: no recordings in this folder ({sum(others.values())} files)")
-    if others:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(5))
-        log.info("%s: %d files that are no recordings: %s", source, sum(others.values()), kinds)
-    return dict(sorted(found.items()))
-
-
-def _walk(source: Path) -> Iterator[Path]:
-    """Yields every file below a folder, through links, but no folder twice and nothing hidden."""
-    seen = set()
-    for folder, below, names in os.walk(source, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            below.clear()
-            continue
-        seen.add(real)
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
-
-
 def _check_config(config: PrepareConfig) -> None:
     for name in ("source_dir", "corpus", "output_dir"):
         if not getattr(config, name):
             raise ConfigError(f"{name} is not set")
+    where = str(Path(config.source_dir).resolve())
+    if printable(where) != where:
+        raise ConfigError(f"source_dir {printable(where)}: no plain UTF-8 text, rename the folder")
     if "/" in config.corpus:
         raise ConfigError(f"corpus is part of a file name and cannot be {config.corpus!r}")
     if not 0 <= config.valid_fraction < 1:
@@ -224,16 +185,17 @@ def _check_config(config: PrepareConfig) -> None:
         raise ConfigError("join needs text and utt2spk: only transcribed recordings of one speaker")
 
 
-def _settings(config: PrepareConfig, files: Mapping[str, Path]) -> dict[str, Any]:
+def _settings(config: PrepareConfig, found: Found) -> dict[str, Any]:
     """Returns everything that the outputs depend on, as JSON."""
     content = asdict(config)
     for name in ("num_jobs", "output_dir"):
         del content[name]
     content["source_dir"] = str(Path(config.source_dir).resolve())
     digest = hashlib.sha256()
-    for key, path in files.items():
-        status = path.stat()
-        digest.update(f"{key}\0{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    for key, path in found.files.items():
+        digest.update(f"{key}\0{path}\0{_state_of(path)}\n".encode())
+    for _, _, error in found.refused:
+        digest.update(f"{error}\n".encode())
     content["recordings_sha256"] = digest.hexdigest()
     for name in ("text", "utt2spk", "test_ids", "valid_ids"):
         path_of = Path(content[name]) if content[name] else None
@@ -241,6 +203,15 @@ def _settings(config: PrepareConfig, files: Mapping[str, Path]) -> dict[str, Any
             content[name] = sha256_of(path_of)
     content["format_version"] = FORMAT_VERSION
     return json.loads(json.dumps(content))
+
+
+def _state_of(path: Path) -> str:
+    """Returns what changes when a file does; what has no state is bad, and named later."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        return str(error.errno)
+    return f"{status.st_size}\0{status.st_mtime_ns}"
 
 
 def _read_record(path: Path) -> dict[str, Any]:
@@ -278,27 +249,25 @@ def _write_report(
     write_prepare_report(_report_path(config), config.corpus, splits, num_recordings, bad)
 
 
-def _check_recordings(
-    config: PrepareConfig, files: Mapping[str, Path], output: Path
-) -> dict[str, AudioInfo]:
+def _check_recordings(config: PrepareConfig, found: Found, output: Path) -> dict[str, AudioInfo]:
     """Decodes everything and returns the facts of the good recordings."""
     bad = BadCuts(output, config.corpus, config.max_bad_fraction)
-    infos = {}
-    with ThreadPoolExecutor(config.num_jobs) as pool:
-        results = progress(
-            pool.map(_probe, files.values()), f"prepare {config.corpus}", total=len(files)
-        )
-        for (key, path), result in zip(files.items(), results, strict=True):
-            if isinstance(result, AudioInfo):
-                infos[key] = result
-            else:
-                bad.add(key, str(path), str(result))
+    for entry in found.refused:
+        bad.add(*entry)
+    infos, total = {}, len(found.files) + len(found.refused)
+    results = progress(
+        in_threads(_probe, found.files.values(), config.num_jobs),
+        f"prepare {config.corpus}",
+        total=len(found.files),
+    )
+    for (key, path), result in zip(found.files.items(), results, strict=True):
+        if isinstance(result, AudioInfo):
+            infos[key] = result
+        else:
+            bad.add(key, str(path), str(result))
     bad.write()
-    for entry in bad.entries[:5]:
-        log.warning("left out: %s", entry["error"])
-    if bad.entries:
-        log.warning("%d of %d recordings are bad: %s", len(bad.entries), len(files), bad.path)
-    bad.check(len(files))
+    bad.log_summary(total)
+    bad.check(total)
     return infos
 
 
@@ -314,18 +283,34 @@ def _make_splits(
     files: Mapping[str, Path],
     infos: Mapping[str, AudioInfo],
     labels: Labels,
-) -> dict[str, list[Cut]]:
-    """Returns the cuts of every split that has any."""
+) -> dict[str, Iterable[Cut]]:
+    """Returns the cuts of every split that has any, made when they are asked for."""
     if labels.text:
         num_missing = sum(key not in labels.text for key in infos)
         log.info("%d of %d recordings have no transcript", num_missing, len(infos))
-    splits: dict[str, list[Cut]] = {}
-    for key, info in infos.items():
-        cut = _make_cut(config, key, files[key], info, labels)
-        splits.setdefault(_split_of(config, key, labels), []).append(cut)
-    if config.join is not None:
-        splits = {split: _join_split(config, split, cuts) for split, cuts in splits.items()}
-    return splits
+    keys: dict[str, list[str]] = {}
+    for key in infos:
+        keys.setdefault(_split_of(config, key, labels), []).append(key)
+
+    def cuts(own: Iterable[str]) -> Iterator[Cut]:
+        return (_make_cut(config, key, files[key], infos[key], labels) for key in own)
+
+    if config.join is None:
+        return {split: cuts(own) for split, own in keys.items()}
+    return {split: _join_split(config, split, cuts(own)) for split, own in keys.items()}
+
+
+def _write_cuts(path: Path, cuts: Iterable[Cut]) -> tuple[int, float]:
+    """Writes a manifest; returns its cuts and their hours."""
+    durations_s = array("d")
+
+    def lines() -> Iterator[dict[str, Any]]:
+        for cut in cuts:
+            durations_s.append(cut.duration)
+            yield cut.to_dict()
+
+    write_jsonl_gz(path, lines())
+    return len(durations_s), sum(durations_s) / 3600
 
 
 def _make_cut(config: PrepareConfig, key: str, path: Path, info: AudioInfo, labels: Labels) -> Cut:

@@ -5,44 +5,39 @@ Checksums tell that tokens are those that were written, not that these were righ
 that belong to other frames are recognised: the shift at which they agree best is named.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from spear.data.extract import check_fit, describe_tokens
-from spear.data.represent import represent
+from spear.data.extract_teacher import TokenMaker, precision_of, windowing_of
+from spear.data.pieces import plan_batches
+from spear.data.read_ahead import BatchReader
 from spear.data.rng import generator
 from spear.data.shards import CutInfo, ShardFolder
 from spear.data.tokens import Tokens, TokenSidecar
 from spear.errors import TokenError
-from spear.mvq import CodebookQuantizer, load_quantizer
+from spear.mvq import load_quantizer
 from spear.teachers import TeacherConfig, load_teacher
 
-if TYPE_CHECKING:
-    from spear.teachers import Teacher
-
 MIN_AGREEMENT = 0.9
-"""Share of a cut's tokens that must come out the same; another device or precision changes few."""
+"""Share of a cut's tokens that must come out the same; another device changes few."""
+MIN_AGREEMENT_BFLOAT16 = 0.5
+"""The same in bfloat16, where the batch's shape changes more of them: see `spear.teachers.base`."""
 _MAX_SHIFT = 25
 _SEED = 0
 
 
 @dataclass(frozen=True)
 class Rechecker:
-    """A teacher and its quantiser, to make tokens again.
+    """A teacher and its quantiser, to make tokens again in the precision and windows of before.
 
     Attributes:
-        teacher: The teacher.
-        quantizer: Its quantiser, on the same device.
-        device: Where they are.
+        maker: The two together.
     """
 
-    teacher: "Teacher"
-    quantizer: CodebookQuantizer
-    device: torch.device
+    maker: TokenMaker
 
     @classmethod
     def load(
@@ -64,18 +59,23 @@ class Rechecker:
             TokenError: Teacher or quantiser are not those of the sidecar.
             SpearError: One of them cannot be loaded.
         """
-        teacher = load_teacher(_teacher_of(sidecar, weights_path), device)
+        config = _teacher_of(sidecar, weights_path)
+        teacher = load_teacher(config, device, precision_of(sidecar))
         quantizer = load_quantizer(quantizer_path).to(device).eval()
-        check_fit(teacher, quantizer, quantizer_path)
-        found = describe_tokens(teacher, quantizer, quantizer_path)
-        if differing := found.differences(sidecar):
+        maker = TokenMaker.of(teacher, quantizer, quantizer_path, windowing_of(sidecar))
+        if differing := maker.differences(sidecar):
             raise TokenError(
                 f"{sidecar.teacher} tokens cannot be made again: the teacher or quantiser given "
-                f"differs from theirs in {', '.join(differing)}"
+                f"differs from theirs in {'; '.join(differing)}"
             )
-        return cls(teacher, quantizer, device)
+        return cls(maker)
 
-    @torch.no_grad()
+    @property
+    def min_agreement(self) -> float:
+        """Share of a cut's tokens that must agree."""
+        is_rough = self.maker.teacher.precision == "bfloat16"
+        return MIN_AGREEMENT_BFLOAT16 if is_rough else MIN_AGREEMENT
+
     def check(self, folder: ShardFolder, num_cuts: int) -> Iterator[tuple[CutInfo, str]]:
         """Makes the tokens of a sample of cuts again.
 
@@ -86,37 +86,50 @@ class Rechecker:
         Yields:
             What is wrong, with the cut in which it is.
         """
-        for cut in sample(folder.infos, num_cuts):
-            # A batch of one: whatever a batch does to tokens shows.
-            ((_, (frames,)),) = represent(self.teacher, folder, [cut], 1.0, self.device)
-            expected = self.quantizer.encode(frames).cpu().numpy()
-            if problem := compare_tokens(folder.tokens(cut, self.teacher.name), expected):
+        reader = BatchReader(folder)
+        self.maker.begin_folder()
+        for cut in sample(folder, num_cuts):
+            # Batches of one: whatever a batch does to tokens shows.
+            batches = plan_batches(self.maker.teacher, [cut], 1e-9, self.maker.windowing)
+            made = [tokens for one in batches for _, tokens in self.maker.tokens(reader(one))]
+            expected = np.concatenate(made)
+            found = folder.tokens(cut, self.maker.name)
+            if problem := compare_tokens(found, expected, self.min_agreement):
                 yield cut, problem
 
 
-def sample(cuts: Sequence[CutInfo], num_cuts: int) -> list[CutInfo]:
-    """Draws cuts without replacement, in their order; the same ones in every call."""
-    chosen = generator(_SEED, "recheck").permutation(len(cuts))[:num_cuts]
-    return [cuts[number] for number in sorted(chosen.tolist())]
+def sample(folder: ShardFolder, num_cuts: int) -> list[CutInfo]:
+    """Draws cuts without replacement, in their order; the same ones in every call.
+
+    Only the shards of the drawn cuts are read. A larger sample contains every smaller one.
+    """
+    rng = generator(_SEED, "recheck")
+    chosen: set[int] = set()
+    while len(chosen) < min(num_cuts, len(folder)):
+        chosen.add(int(rng.integers(len(folder))))
+    return [folder.cut(number) for number in sorted(chosen)]
 
 
-def compare_tokens(found: Tokens, expected: Tokens) -> str | None:
+def compare_tokens(
+    found: Tokens, expected: Tokens, min_agreement: float = MIN_AGREEMENT
+) -> str | None:
     """Says how the tokens of a cut differ from what they should be.
 
     Args:
         found: (T', N), as they are stored.
         expected: (T'', N), made anew.
+        min_agreement: Share of the tokens that must agree.
 
     Returns:
-        The difference in words; None where at least `MIN_AGREEMENT` of the tokens agree.
+        The difference in words; None where enough of the tokens agree.
     """
     if found.shape != expected.shape:
         return f"shape {found.shape} where extraction gives {expected.shape}"
     shares = {shift: _agreement(found, expected, shift) for shift in range(-_MAX_SHIFT, 26)}
-    if shares[0] >= MIN_AGREEMENT or found.size == 0:
+    if shares[0] >= min_agreement or found.size == 0:
         return None
     best = max(shares, key=lambda shift: (shares[shift], -abs(shift)))
-    if best != 0 and shares[best] >= MIN_AGREEMENT:
+    if best != 0 and shares[best] >= min_agreement:
         direction = "late" if best > 0 else "early"
         return f"shifted: {abs(best)} frames too {direction} ({shares[best]:.0%} agree there)"
     return f"{shares[0]:.0%} agree with what extraction gives"

@@ -1,48 +1,62 @@
-"""Runs a teacher over clips of a shard folder, batched by length.
+"""Runs teachers over clips of a shard folder, batched by length and read ahead.
 
-Both stages that need teacher frames (`embed`, `extract`) go through here: clips of similar length
-are padded into batches of bounded duration, and every clip's valid frames come back by themselves.
-Also what the two share around it: the device, and the teacher's identity in JSON.
+All stages that need teacher frames (`embed`, `extract-tokens`, `verify --recheck`) go through here.
+Clips of similar length are padded into batches of bounded duration; a clip that is too long for one
+pass is cut into windows, which are batched as clips are.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from spear.audio.io import SAMPLE_RATE_HZ
+from spear.data.pieces import Piece, batch_by_length, num_samples, plan_batches
+from spear.data.read_ahead import AudioBatch, BatchReader, map_ahead, pad_audio
 from spear.data.shards import CutInfo, ShardFolder
 from spear.errors import ConfigError
+from spear.teachers.windows import Excerpts, Windowing
 
 if TYPE_CHECKING:
     from spear.teachers import Teacher
 
-
-def num_samples(info: CutInfo) -> int:
-    """Returns the samples of a clip at 16 kHz."""
-    return round(info.duration_s * SAMPLE_RATE_HZ)
+__all__ = ["batch_by_length", "num_samples", "pad_audio", "represent", "represent_batch"]
 
 
-def batch_by_length(infos: Iterable[CutInfo], batch_s: float) -> list[list[CutInfo]]:
-    """Groups clips of similar length; a function of the clips and `batch_s` alone.
+def represent_batch(
+    teacher: "Teacher", batch: AudioBatch, known: dict[int, Tensor]
+) -> list[tuple[Piece, Tensor]]:
+    """Computes the frames of a batch.
 
     Args:
-        infos: The clips.
-        batch_s: Most seconds in a batch, padding counted; a longer clip is a batch of its own.
+        teacher: The teacher.
+        batch: The batch.
+        known: The teacher's statistics of recordings by index, which this function keeps: those of
+            the latest batch, since the next one may go on with the same recording.
 
     Returns:
-        Batches, the longest clips first, so that running out of memory shows at once.
+        Each piece with its own frames (T', D) float32 on the teacher's device.
     """
-    batches: list[list[CutInfo]] = []
-    for info in sorted(infos, key=lambda one: (-one.duration_s, one.index)):
-        longest = batches[-1][0].duration_s if batches else 0.0
-        if batches and longest * (len(batches[-1]) + 1) <= batch_s:
-            batches[-1].append(info)
-        else:
-            batches.append([info])
-    return batches
+    device = teacher.device
+    audio = batch.audio.to(device, non_blocking=True)
+    excerpts = _excerpts(teacher, batch, known) if batch.pieces[0].window else None
+    reps, lens = teacher(audio, batch.audio_lens.to(device), excerpts)
+    frames = [rep[:length] for rep, length in zip(reps, lens.tolist(), strict=True)]
+    return [
+        (piece, own if piece.window is None else piece.window.core(own))
+        for piece, own in zip(batch.pieces, frames, strict=True)
+    ]
+
+
+def _excerpts(teacher: "Teacher", batch: AudioBatch, known: dict[int, Tensor]) -> Excerpts:
+    for index in known.keys() - batch.recordings.keys():
+        del known[index]
+    for index, recording in batch.recordings.items():
+        if index not in known:
+            known[index] = teacher.statistics(torch.from_numpy(recording)).to(teacher.device)
+    windows = [piece.window for piece in batch.pieces if piece.window is not None]
+    statistics = torch.stack([known[piece.info.index] for piece in batch.pieces])
+    return Excerpts([window.num_context for window in windows], statistics)
 
 
 def represent(
@@ -50,26 +64,19 @@ def represent(
     folder: ShardFolder,
     infos: Iterable[CutInfo],
     batch_s: float,
-    device: torch.device,
-) -> Iterator[tuple[list[CutInfo], list[Tensor]]]:
-    """Computes teacher frames of clips.
+    windowing: Windowing,
+) -> Iterator[list[tuple[Piece, Tensor]]]:
+    """Computes one teacher's frames of clips, one batch read ahead.
 
     Yields:
-        Clips of a batch and for each its frames (T', D) float32 on the teacher's device.
+        For each batch its pieces with their frames (T', D) float32 on the teacher's device. Pieces
+        of a clip come in order and make up all its frames.
     """
-    for batch in batch_by_length(infos, batch_s):
-        audio, audio_lens = pad_audio([folder.audio(info) for info in batch])
-        reps, lens = teacher(audio.to(device), audio_lens.to(device))
-        yield batch, [rep[:length] for rep, length in zip(reps, lens.tolist(), strict=True)]
-
-
-def pad_audio(waveforms: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Pads waveforms (S_i,) with zeros to (B, S) float32, and gives their lengths (B,) int64."""
-    lens = torch.tensor([len(one) for one in waveforms], dtype=torch.int64)
-    audio = torch.zeros(len(waveforms), int(lens.max()))
-    for row, waveform in zip(audio, waveforms, strict=True):
-        row[: len(waveform)] = torch.from_numpy(waveform)
-    return audio, lens
+    known: dict[int, Tensor] = {}
+    reader = BatchReader(folder, pin_memory=teacher.device.type == "cuda")
+    batches = plan_batches(teacher, infos, batch_s, windowing)
+    for _, batch in map_ahead(reader, batches, num_workers=1):
+        yield represent_batch(teacher, batch, known)
 
 
 def describe_teacher(teacher: "Teacher") -> dict[str, Any]:

@@ -10,10 +10,9 @@ the shards that are missing.
 import io
 import math
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from copy import deepcopy
 from dataclasses import dataclass
-from multiprocessing import get_context
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,8 @@ from lhotse.serialization import deserialize_item
 
 from spear.audio.io import SAMPLE_RATE_HZ
 from spear.data.cut_audio import CutReader
-from spear.data.manifests import BadCuts, read_jsonl_gz, write_jsonl_gz
+from spear.data.manifests import BadCuts, iter_jsonl_gz, write_jsonl_gz
+from spear.data.parallel import in_processes
 from spear.data.records import PartRecords
 from spear.data.shards import SHARDS_RECORD, cuts_name, load_record, recording_name
 from spear.data.stage_reports import write_shard_report
@@ -53,7 +53,8 @@ class ShardConfig:
     min_duration_s: float = 0.1
     """Shortest clip in seconds: shorter cuts are left out and counted."""
     max_bad_fraction: float = 0.01
-    """Share of bad recordings (0 to 1) above which the stage stops."""
+    """Share of bad clips (0 to 1) above which the stage stops, after all shards are written and
+    every bad clip is named in bad_cuts.jsonl; cuts that are too short do not count."""
     num_jobs: int = 1
     """Processes that write shards."""
 
@@ -76,6 +77,16 @@ class Window:
         return f"{self.cut['id']}{suffix}"
 
 
+@dataclass(frozen=True)
+class Survey:
+    """What a manifest comes to, before anything is decoded."""
+
+    num_windows: int
+    """Clips that it gives."""
+    too_short: list[str]
+    """Ids of cuts shorter than `min_duration_s`."""
+
+
 def run(config: ShardConfig) -> None:
     """Writes what is missing of a shard folder.
 
@@ -86,72 +97,77 @@ def run(config: ShardConfig) -> None:
     """
     _check_config(config)
     folder, manifest = Path(config.output_dir), Path(config.cuts)
-    lines = read_jsonl_gz(manifest)
+    survey = survey_manifest(manifest, config)
+    num_shards = math.ceil(survey.num_windows / config.shard_size)
+    if not num_shards:
+        raise DataError(f"{manifest}: no cuts to shard ({len(survey.too_short)} are too short)")
     settings = {
         "cuts_sha256": sha256_of(manifest),
         "shard_size": config.shard_size,
         "max_duration_s": config.max_duration_s,
         "min_duration_s": config.min_duration_s,
     }
-    windows, too_short = plan_windows(lines, manifest, config)
-    plan = [windows[i : i + config.shard_size] for i in range(0, len(windows), config.shard_size)]
-    if not plan:
-        raise DataError(f"{manifest}: no cuts to shard ({len(too_short)} are too short)")
     records = PartRecords(folder, "shards")
     done = _finished(folder, records, settings)
-    todo = [number for number in range(len(plan)) if number not in done]
+    todo = set(range(num_shards)) - set(done)
     if not todo and load_record(folder).get("complete"):
         if not (folder / "report.md").is_file():
             _write_report(config, done)
-        log.info("%s: all %d shards are there, nothing to do", folder, len(plan))
+        log.info("%s: all %d shards are there, nothing to do", folder, num_shards)
         records.clear()  # a kill may have come between the final record and this
         return
     folder.mkdir(parents=True, exist_ok=True)
     remove_partials(folder)
     _save_record(folder, settings, done, complete=False)
-    jobs = [(folder, number, plan[number]) for number in todo]
-    for number, record in _write_all(jobs, config.num_jobs):
+    for number, record in _write_all(config, todo):
         records.save(number, record)
         done[number] = record
-    _report_bad(config, done, too_short)
+    _report_bad(config, done, survey.too_short)
     _write_report(config, done)
     _save_record(folder, settings, done, complete=True)
     records.clear()
 
 
-def plan_windows(
-    lines: Sequence[dict[str, Any]], manifest: Path, config: ShardConfig
-) -> tuple[list[Window], list[str]]:
-    """Decides the clips of a manifest, in order.
-
-    A transcript belongs to the whole of a cut, so transcribed cuts are never windowed. Windows of
-    a cut are equally long, which leaves no remainder to drop.
-
-    Returns:
-        The clips, and the ids of cuts shorter than `min_duration_s`.
+def survey_manifest(manifest: Path, config: ShardConfig) -> Survey:
+    """Reads a manifest once, without keeping it.
 
     Raises:
-        DataError: A line is no cut with a domain.
+        DataError: It cannot be read, or a line is no cut with a domain.
     """
-    windows: list[Window] = []
-    too_short: list[str] = []
-    num_long = 0
-    for number, line in enumerate(lines, start=1):
-        duration_s, transcribed = _facts(line, f"{manifest}: line {number}")
-        if duration_s < config.min_duration_s:
+    num_windows = num_long = 0
+    too_short = []
+    for line, total, is_long in _plan_lines(manifest, config):
+        num_windows, num_long = num_windows + total, num_long + is_long
+        if total == 0:
             too_short.append(str(line["id"]))
-            continue
-        total = math.ceil(duration_s / config.max_duration_s - 1e-6)
-        if transcribed and total > 1:
-            num_long, total = num_long + 1, 1
-        windows.extend(Window(line, k, max(total, 1)) for k in range(max(total, 1)))
     if num_long:
         log.warning(
             "%d transcribed cuts are longer than %g s and stay whole",
             num_long,
             config.max_duration_s,
         )
-    return windows, too_short
+    return Survey(num_windows, too_short)
+
+
+def iter_windows(manifest: Path, config: ShardConfig) -> Iterator[Window]:
+    """Yields the clips of a manifest, in order.
+
+    A transcript belongs to the whole of a cut, so transcribed cuts are never windowed. Windows of
+    a cut are equally long, which leaves no remainder to drop.
+    """
+    for line, total, _ in _plan_lines(manifest, config):
+        yield from (Window(line, number, total) for number in range(total))
+
+
+def _plan_lines(manifest: Path, config: ShardConfig) -> Iterator[tuple[dict[str, Any], int, bool]]:
+    """Yields every cut with its number of windows, and whether it is long and stays whole."""
+    for number, line in enumerate(iter_jsonl_gz(manifest), start=1):
+        duration_s, transcribed = _facts(line, f"{manifest}: line {number}")
+        if duration_s < config.min_duration_s:
+            yield line, 0, False
+            continue
+        total = max(1, math.ceil(duration_s / config.max_duration_s - 1e-6))
+        yield line, 1 if transcribed else total, transcribed and total > 1
 
 
 def write_shard(job: tuple[Path, int, Sequence[Window]]) -> tuple[int, dict[str, Any]]:
@@ -171,7 +187,7 @@ def write_shard(job: tuple[Path, int, Sequence[Window]]) -> tuple[int, dict[str,
         for window in windows:
             cut = deserialize_item(deepcopy(window.cut))  # lhotse takes the mapping apart
             try:
-                audio = _window_of(reader.load(cut), window)
+                audio = reader.load(cut, window.number, window.total)
             except AudioError as error:
                 bad.append({"id": window.id, "path": _path_of(cut), "error": str(error)})
                 continue
@@ -180,6 +196,7 @@ def write_shard(job: tuple[Path, int, Sequence[Window]]) -> tuple[int, dict[str,
             recording = _recording(window.id, len(samples))
             tar.add(window.id, "flac", encode_flac(samples), recording)
             cuts.append(_shar_cut(cut, window, recording))
+    reader.close()
     write_jsonl_gz(cuts_path, cuts)
     return number, {
         "num_cuts": len(cuts),
@@ -239,15 +256,6 @@ def _facts(line: dict[str, Any], where: str) -> tuple[float, bool]:
             "'speech' or 'audio'"
         )
     return duration_s, any(segment.text is not None for segment in segments)
-
-
-def _window_of(audio: np.ndarray, window: Window) -> np.ndarray:
-    """Returns the part of a cut's samples that a window covers; windows meet without overlap."""
-    start = len(audio) * window.number // window.total
-    end = len(audio) * (window.number + 1) // window.total
-    if end <= start:
-        raise AudioError(f"cut {window.cut['id']!r}: no samples")
-    return audio[start:end]
 
 
 def _path_of(cut: Any) -> str:
@@ -328,21 +336,24 @@ def _finished(
     }
 
 
-def _write_all(
-    jobs: Sequence[tuple[Path, int, Sequence[Window]]], num_jobs: int
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Writes shards in this process or several; yields each as it is finished."""
-    if not jobs:
-        return
-    label = f"shard {jobs[0][0].name}"
-    if num_jobs == 1:
-        yield from progress(map(write_shard, jobs), label, total=len(jobs))
-        return
-    # Not forked: the parent may hold threads of torch, which a fork would leave in any state.
-    with ProcessPoolExecutor(num_jobs, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(write_shard, job) for job in jobs]
-        finished = (future.result() for future in as_completed(futures))
-        yield from progress(finished, label, total=len(jobs))
+def _write_all(config: ShardConfig, todo: set[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Writes shards in this process or several; yields each in its turn.
+
+    The manifest is read along with them: no more of it is in memory than the shards in work.
+    """
+    folder = Path(config.output_dir)
+    jobs = (
+        (folder, number, windows)
+        for number, windows in enumerate(_batches(iter_windows(Path(config.cuts), config), config))
+        if number in todo
+    )
+    results = in_processes(write_shard, jobs, config.num_jobs)
+    return progress(results, f"shard {folder.name}", total=len(todo))
+
+
+def _batches(windows: Iterator[Window], config: ShardConfig) -> Iterator[list[Window]]:
+    while batch := list(islice(windows, config.shard_size)):
+        yield batch
 
 
 def _bad_cuts(config: ShardConfig) -> BadCuts:
@@ -361,21 +372,13 @@ def _report_bad(config: ShardConfig, done: dict[int, dict[str, Any]], too_short:
         for entry in done[number]["bad"]:
             bad.add(entry["id"], entry["path"], entry["error"])
     total = sum(entry["num_cuts"] for entry in done.values()) + len(bad.entries)
-    num_bad = len(bad.entries)
     try:
         bad.check(total)
     finally:
         for cut_id in too_short:
             bad.add(cut_id, "", f"shorter than min_duration_s {config.min_duration_s:g}")
         bad.write()
-    if bad.entries:
-        log.warning(
-            "left out %d bad recordings and %d cuts below %g s: %s",
-            num_bad,
-            len(too_short),
-            config.min_duration_s,
-            bad.path,
-        )
+        bad.log_summary(total + len(too_short))
 
 
 def _save_record(

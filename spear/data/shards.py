@@ -7,6 +7,7 @@ it first reads. Stages go through here shard by shard; pre-training, which reads
 shards at random, has `folder_index`.
 """
 
+import bisect
 import itertools
 import json
 import os
@@ -115,6 +116,7 @@ class ShardFolder:
         self._pairs: OrderedDict[tuple[str, int], list[TarPair]] = OrderedDict()
         self._cuts: OrderedDict[int, list[CutInfo]] = OrderedDict()
         self._all: list[CutInfo] | None = None
+        self._recorded_s: float | None = record.get("duration_s")
         self._first = [0, *itertools.accumulate(self._counts(record))]
 
     @property
@@ -144,7 +146,16 @@ class ShardFolder:
     @property
     def duration_s(self) -> float:
         """Seconds of audio in all cuts."""
+        if self._recorded_s is not None:
+            return self._recorded_s
         return sum(info.duration_s for info in self.infos)
+
+    def cut(self, number: int) -> CutInfo:
+        """Returns a cut by its number within the folder; reads its shard only."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"{self.path}: no cut {number}, there are {len(self)}")
+        shard = bisect.bisect_right(self._first, number) - 1
+        return self.cuts(shard)[number - self._first[shard]]
 
     def cuts(self, shard: int) -> Sequence[CutInfo]:
         """Returns the cuts of the shard at a position, in order; the last few shards are kept.
@@ -248,7 +259,7 @@ class ShardFolder:
         self._reader.close()
 
     def _info(self, cut: int | CutInfo) -> CutInfo:
-        return cut if isinstance(cut, CutInfo) else self.infos[cut]
+        return cut if isinstance(cut, CutInfo) else self.cut(cut)
 
     def _read(self, path: Path, field_name: str, info: CutInfo) -> bytes:
         """Returns the bytes of one cut, after checking once that the tar matches the cuts."""

@@ -10,11 +10,13 @@ import io
 import json
 import os
 import tarfile
+import time
 from collections import OrderedDict
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from spear.errors import DataError
 from spear.files import sha256_of
@@ -107,12 +109,27 @@ def file_fingerprint(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
+@dataclass
+class ReadTotal:
+    """What has been read, and how long it took."""
+
+    num_bytes: int = 0
+    """Bytes."""
+    seconds: float = 0.0
+    """Seconds, waiting for the disk included."""
+
+
 class FileReader:
     """Reads byte ranges of many files, with at most `max_open` of them open.
 
     Reads do not move a file position (`pread`), so processes that a DataLoader forked may share
     the descriptors. A pickled copy opens its own.
+
+    Attributes:
+        total: What all readers of this process have read.
     """
+
+    total: ClassVar[ReadTotal] = ReadTotal()
 
     def __init__(self, max_open: int = 32) -> None:
         """Creates a reader with no open files."""
@@ -125,10 +142,13 @@ class FileReader:
         Raises:
             DataError: The file is missing or ends earlier.
         """
+        begin = time.perf_counter()
         try:
-            data = os.pread(self._open(str(path)), size, offset)
+            data = _pread(self._open(str(path)), size, offset)
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        self.total.num_bytes += len(data)
+        self.total.seconds += time.perf_counter() - begin
         if len(data) < size:
             raise DataError(f"{path}: ends before byte {offset + size}; make this shard again")
         return data
@@ -152,3 +172,11 @@ class FileReader:
 
     def __del__(self) -> None:
         self.close()
+
+
+def _pread(descriptor: int, size: int, offset: int) -> bytes:
+    """Like `os.pread`, which gives less at once above 2 GiB and on some network file systems."""
+    data = os.pread(descriptor, size, offset)
+    while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
+        data += more
+    return data

@@ -10,9 +10,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from spear.audio import read_audio
-from spear.data.prepare import AUDIO_SUFFIXES, scan_recordings
+from spear.data.scan import AUDIO_SUFFIXES, scan_recordings
 from spear.errors import AudioError, ConfigError, DataError
 from spear.hub.audio_checks import check_samples
+from spear.progress import get_logger
+
+log = get_logger(__name__)
 
 
 def find_recordings(files: Sequence[str]) -> dict[str, Path]:
@@ -34,12 +37,19 @@ def find_recordings(files: Sequence[str]) -> dict[str, Path]:
     for given in map(Path, files):
         if not given.exists():
             raise DataError(f"{given}: no such file or folder of recordings")
-        for path in scan_recordings(given).values() if given.is_dir() else [given]:
+        for path in _in_folder(given) if given.is_dir() else [given]:
             name = feature_name(path)
             other = found.setdefault(name, path)
             if other != path and not other.samefile(path):
                 raise DataError(f"{path}: its features are called {name}, as are those of {other}")
     return found
+
+
+def _in_folder(folder: Path) -> Iterable[Path]:
+    found = scan_recordings(folder)
+    for _, _, error in found.refused:
+        log.warning("left out: %s", error)
+    return found.files.values()
 
 
 def feature_name(path: Path) -> str:

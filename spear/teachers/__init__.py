@@ -5,15 +5,20 @@ Importing this package is light: a family's code, and `transformers`, load with 
 teacher of that family.
 """
 
-from spear.teachers.base import Teacher, TeacherIdentity
+from spear.teachers.base import Precision, Teacher, TeacherIdentity
 from spear.teachers.config import FAMILIES, TeacherConfig, TeacherFamily
 from spear.teachers.load import load_teacher
+from spear.teachers.windows import Excerpts, Window, Windowing
 
 __all__ = [
     "FAMILIES",
+    "Excerpts",
+    "Precision",
     "Teacher",
     "TeacherConfig",
     "TeacherFamily",
     "TeacherIdentity",
+    "Window",
+    "Windowing",
     "load_teacher",
 ]

@@ -9,6 +9,7 @@ recordings form one batch, in which padding is no attention key. Frames stand fo
 
 import pickle
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from spear.audio import SAMPLE_RATE_HZ
 from spear.errors import CheckpointError, one_line
 from spear.model_folder import CONFIG_FILE, read_json_object
-from spear.teachers.base import Teacher, TeacherIdentity, check_layer
+from spear.teachers.base import Teacher, TeacherIdentity, check_layer, full_precision
 from spear.teachers.config import TeacherConfig
 from spear.teachers.dasheng_network import DashengNetwork, DashengSettings
 from spear.teachers.source import (
@@ -28,6 +29,7 @@ from spear.teachers.source import (
     weights_digest,
     weights_files,
 )
+from spear.teachers.windows import Excerpts, Window, Windowing, cut_windows
 
 # Hugging Face weights nest the encoder, and compute the spectrogram outside of the model.
 _PREFIX = "encoder."
@@ -53,21 +55,62 @@ class DashengTeacher(Teacher):
             return 0
         return (num_samples // settings.hop_size + 1) // settings.patch_frames
 
-    def represent(self, audio: Tensor, audio_lens: Tensor, lens: Tensor) -> Tensor:
-        """Encodes the stretches of all recordings as one batch and joins them again."""
+    def windows(self, num_samples: int, windowing: Windowing) -> list[Window]:
+        """Returns windows of whole stretches of 10.08 s, as many as `window_s` has room for.
+
+        Stretches are encoded by themselves in one pass, too, so that `context_s` has no meaning:
+        the context is what the spectrogram at a window's edges looks at, 256 samples.
+        """
+        stretch = self.network.settings.max_patches
+        room = int(windowing.window_s * self.frame_rate_hz)
+        core = max(1, room // stretch) * stretch
+        num_frames = self.num_frames(num_samples)
+        if windowing.window_s == 0 or num_frames <= max(core, room):
+            return []
+        # Half a patch on the right: a whole one would be a stretch of its own.
+        return [
+            replace(one, stop=None if one.stop is None else one.stop - self.hop // 2)
+            for one in cut_windows(num_frames, core, 1, self.hop)
+        ]
+
+    @torch.no_grad()
+    def statistics(self, audio: Tensor) -> Tensor:
+        """Returns (1,): the loudest value of a recording's spectrogram (S,), in decibels."""
+        peaks: list[Tensor] = []
+        with full_precision(self.device):
+            for window in self.windows(len(audio), Windowing()) or [Window(0, None, 0, 0, None)]:
+                part = audio[window.start : window.stop].to(self.device)
+                # By patches, without context: its mirrored ends are not in the recording.
+                decibels = self.network.decibels(part).T
+                per_patch = self.network.settings.patch_frames
+                stop = window.num_frames and (window.num_context + window.num_frames) * per_patch
+                peaks.append(decibels[window.num_context * per_patch : stop].max())
+        return torch.stack(peaks).max()[None]
+
+    def represent(
+        self, audio: Tensor, audio_lens: Tensor, lens: Tensor, excerpts: Excerpts | None = None
+    ) -> Tensor:
+        """Encodes the stretches of all recordings as one batch and joins them again.
+
+        In windows the frames of context before the first stretch are zeros.
+        """
         settings = self.network.settings
         longest = settings.max_patches * settings.patch_frames
+        skipped = [0] * len(lens) if excerpts is None else list(excerpts.num_context)
         stretches: list[Tensor] = []
-        for row, (samples, length) in enumerate(
-            zip(audio_lens.tolist(), lens.tolist(), strict=True)
-        ):
-            log_mel = self.network.log_mel(audio[row, :samples])
-            stretches += log_mel[:, : length * settings.patch_frames].split(longest, dim=1)
+        for row, samples in enumerate(audio_lens.tolist()):
+            with full_precision(self.device):
+                peak = None if excerpts is None else excerpts.statistics[row, 0]
+                log_mel = self.network.log_mel(audio[row, :samples], peak)
+            first, last = skipped[row], int(lens[row])
+            own = log_mel[:, first * settings.patch_frames : last * settings.patch_frames]
+            stretches += own.split(longest, dim=1)
         frames = self._encode(stretches)
-        ends = [-(-length // settings.max_patches) for length in lens.tolist()]
         joined: list[Tensor] = []
-        for count in ends:
-            joined.append(torch.cat(frames[:count]))
+        for first, length in zip(skipped, lens.tolist(), strict=True):
+            count = -(-(length - first) // settings.max_patches)
+            context = frames[0].new_zeros(first, self.dim)
+            joined.append(torch.cat((context, *frames[:count])))
             frames = frames[count:]
         return nn.utils.rnn.pad_sequence(joined, batch_first=True)
 

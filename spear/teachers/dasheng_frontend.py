@@ -94,10 +94,23 @@ class PowerToDecibel(nn.Module):
         super().__init__()
         self.top_db = top_db
 
-    def forward(self, power: Tensor) -> Tensor:
-        """Maps power of one recording, any shape, to decibels of the same shape."""
-        decibels = 10.0 * power.clamp(min=MIN_POWER).log10()
-        return torch.maximum(decibels, decibels.max() - self.top_db)
+    def forward(self, power: Tensor, peak: Tensor | None = None) -> Tensor:
+        """Maps power of one recording to decibels.
+
+        Args:
+            power: Any shape.
+            peak: () maximum of the recording, in decibels, where `power` is a part of it.
+
+        Returns:
+            Of the same shape.
+        """
+        decibels = decibels_of(power)
+        return torch.maximum(decibels, (decibels.max() if peak is None else peak) - self.top_db)
+
+
+def decibels_of(power: Tensor) -> Tensor:
+    """Returns 10 log10 of power of any shape."""
+    return 10.0 * power.clamp(min=MIN_POWER).log10()
 
 
 def mel_filters(num_bins: int, n_mels: int, f_min: float, f_max: float, rate_hz: int) -> Tensor:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spear.errors import CheckpointError
-from spear.teachers.dasheng_frontend import MelSpectrogram, PowerToDecibel
+from spear.teachers.dasheng_frontend import MelSpectrogram, PowerToDecibel, decibels_of
 
 NORM_EPS = 1e-6
 _SIZES = {
@@ -146,9 +146,17 @@ class DashengNetwork(nn.Module):
         self.blocks = nn.ModuleList(Block(settings) for _ in range(settings.depth))
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
 
-    def log_mel(self, audio: Tensor) -> Tensor:
-        """Maps one recording (S,) float32 to decibels (n_mels, S // hop_size + 1)."""
-        return self.front_end(audio)
+    def log_mel(self, audio: Tensor, peak: Tensor | None = None) -> Tensor:
+        """Maps a recording (S,) float32 to decibels (n_mels, S // hop_size + 1).
+
+        `peak` () is the loudest of the whole recording where `audio` is a part of it.
+        """
+        mel_spectrogram, power_to_decibel = self.front_end
+        return power_to_decibel(mel_spectrogram(audio), peak)
+
+    def decibels(self, audio: Tensor) -> Tensor:
+        """Maps a recording (S,) to decibels as `log_mel`, before `top_db` cuts them."""
+        return decibels_of(self.front_end[0](audio))
 
     def forward(
         self, log_mel: Tensor, num_patches: Tensor | None = None, layer: int | None = None

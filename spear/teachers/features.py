@@ -15,8 +15,9 @@ from lhotse.features.kaldi.layers import Wav2MFCC
 from torch import Tensor
 
 from spear.audio import Fbank, num_fbank_frames
-from spear.teachers.base import Teacher, TeacherIdentity
+from spear.teachers.base import Teacher, TeacherIdentity, full_precision
 from spear.teachers.config import TeacherConfig
+from spear.teachers.windows import Excerpts
 
 FBANK_RATE_HZ = 100
 NUM_CEPS = 13
@@ -55,11 +56,14 @@ class FeatureTeacher(Teacher):
         """Returns the number of stacked frames; an incomplete last stack is left out."""
         return num_fbank_frames(num_samples) // self.stack
 
-    def represent(self, audio: Tensor, audio_lens: Tensor, lens: Tensor) -> Tensor:
+    def represent(
+        self, audio: Tensor, audio_lens: Tensor, lens: Tensor, excerpts: Excerpts | None = None
+    ) -> Tensor:
         """Computes 100 Hz frames, appends their differences, and stacks."""
         features, feature_lens = self.fbank(audio, audio_lens)
         if self.cepstra.numel() > 0:
-            features = features @ self.cepstra
+            with full_precision(self.device):
+                features = features @ self.cepstra
         if self.deltas:
             first = delta(features, feature_lens)
             features = torch.cat((features, first, delta(first, feature_lens)), dim=2)

@@ -18,7 +18,7 @@ WavLM Large alone has another default: block 21, as in SPEAR (Yang et al., arXiv
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ from spear.teachers.base import (
     Teacher,
     TeacherIdentity,
     check_layer,
+    full_precision,
     valid_positions,
 )
 from spear.teachers.config import TeacherConfig
@@ -45,6 +46,7 @@ from spear.teachers.source import (
     weights_digest,
     weights_files,
 )
+from spear.teachers.windows import Excerpts
 
 MODEL_TYPES = {
     "wavlm": "wavlm",
@@ -54,6 +56,7 @@ MODEL_TYPES = {
 }
 WAVLM_LARGE_LAYER = 21
 NORMALIZE_EPS = 1e-7  # of transformers' Wav2Vec2FeatureExtractor
+_SAMPLES_AT_ONCE = 1 << 20
 # The modules that a teacher runs. Checkpoints also hold pre-training heads, which are left out.
 _USED_MODULES = ("feature_extractor.", "feature_projection.", "encoder.")
 
@@ -89,13 +92,45 @@ class HuggingFaceTeacher(Teacher):
             length = (length - kernel) // stride + 1 if length >= kernel else 0
         return length
 
-    def represent(self, audio: Tensor, audio_lens: Tensor, lens: Tensor) -> Tensor:
-        """Runs the model; see the head of this file for what differs from its `forward`."""
+    @torch.no_grad()
+    def statistics(self, audio: Tensor) -> Tensor:
+        """Returns (2 + 2 C,): what brings a recording (S,) to zero mean and unit variance.
+
+        Mean and deviation of its samples; then those of the C channels behind the first
+        convolution, where that is followed by group normalisation (C is 0 elsewhere).
+        """
+        mean, scale = torch.zeros(()), torch.ones(())
         if self.normalize_audio:
+            mean, scale = moments(audio.split(_SAMPLES_AT_ONCE))
+        whole = torch.stack((mean, scale)).to(self.device)
+        if not self._one_by_one:
+            return whole
+        first = self.model.feature_extractor.conv_layers[0]
+        with full_precision(self.device):
+            parts = self._parts_of(audio, first.conv.kernel_size[0], first.conv.stride[0])
+            hidden = (first.conv((part[None, None] - whole[0]) / whole[1])[0] for part in parts)
+            return torch.cat((whole, *moments(hidden, first.layer_norm.eps)))
+
+    def _parts_of(self, audio: Tensor, kernel: int, stride: int) -> Iterator[Tensor]:
+        """Yields parts of a recording (S,) that give a convolution's output in pieces."""
+        step = _SAMPLES_AT_ONCE // stride * stride
+        for start in range(0, len(audio) - kernel + 1, step):
+            yield audio[start : start + step + kernel - stride].to(self.device)
+
+    def represent(
+        self, audio: Tensor, audio_lens: Tensor, lens: Tensor, excerpts: Excerpts | None = None
+    ) -> Tensor:
+        """Runs the model; see the head of this file for what differs from its `forward`."""
+        if excerpts is not None:
+            mean, scale = excerpts.statistics[:, :1], excerpts.statistics[:, 1:2]
+            inside = valid_positions(audio_lens, audio.shape[1])
+            audio = ((audio - mean) / scale).masked_fill(~inside, 0.0)
+        elif self.normalize_audio:
             audio = normalize_waveforms(audio, audio_lens)
-        hidden = self._front_end(audio, audio_lens, int(lens.max()))
+        hidden = self._front_end(audio, audio_lens, int(lens.max()), excerpts)
         hidden = self.model.feature_projection(hidden)
-        hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+        # Sums along the residual stream stay in float32, whatever the precision of products.
+        hidden = (hidden[0] if isinstance(hidden, tuple) else hidden).float()
         self._valid = valid_positions(lens, hidden.shape[1])
         try:
             with warnings.catch_warnings():
@@ -105,15 +140,30 @@ class HuggingFaceTeacher(Teacher):
         finally:
             self._valid = None
 
-    def _front_end(self, audio: Tensor, audio_lens: Tensor, num_frames: int) -> Tensor:
+    def _front_end(
+        self, audio: Tensor, audio_lens: Tensor, num_frames: int, excerpts: Excerpts | None
+    ) -> Tensor:
         """Returns (B, num_frames, C): the convolutions' output."""
         if not self._one_by_one:
             return self.model.feature_extractor(audio).transpose(1, 2)[:, :num_frames]
+        if excerpts is not None:
+            return self._windows_front_end(audio, excerpts).transpose(1, 2)[:, :num_frames]
         rows = [
             self.model.feature_extractor(audio[row : row + 1, :samples])[0].T
             for row, samples in enumerate(audio_lens.tolist())
         ]
         return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+    def _windows_front_end(self, audio: Tensor, excerpts: Excerpts) -> Tensor:
+        """Returns (B, C, T) with group normalisation by the recordings' statistics."""
+        first, *others = self.model.feature_extractor.conv_layers
+        mean, scale = excerpts.statistics[:, 2:, None].chunk(2, dim=1)
+        norm = first.layer_norm
+        hidden = (first.conv(audio[:, None]) - mean) / scale
+        hidden = first.activation(hidden * norm.weight[:, None] + norm.bias[:, None])
+        for layer in others:
+            hidden = layer(hidden)
+        return hidden
 
     def _encode(self, hidden: Tensor, valid: Tensor) -> Tensor:
         """Returns what the wanted block gives, or the final output."""
@@ -135,6 +185,21 @@ class HuggingFaceTeacher(Teacher):
         """Before a convolution over (B, C, T): zeros where the recording has ended."""
         assert self._valid is not None
         return (args[0].masked_fill(~self._valid[:, None], 0.0), *args[1:])
+
+
+def moments(parts: Iterable[Tensor], eps: float = NORMALIZE_EPS) -> tuple[Tensor, Tensor]:
+    """Returns mean and deviation (...,) float32 over the last axis of parts (..., T_i) together.
+
+    `eps` is added to the variance. Sums are float64: there may be a hundred million samples.
+    """
+    count, total, squares = 0, torch.zeros(()), torch.zeros(())
+    for part in parts:
+        count += part.shape[-1]
+        total = part.double().sum(-1) + total
+        squares = part.double().square().sum(-1) + squares
+    mean = total / count
+    variance = (squares / count - mean.square()).clamp(min=0.0)
+    return mean.float(), (variance + eps).sqrt().float()
 
 
 def normalize_waveforms(audio: Tensor, audio_lens: Tensor, eps: float = NORMALIZE_EPS) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from spear.errors import ConfigError
-from spear.teachers.base import Teacher
+from spear.teachers.base import Precision, Teacher
 from spear.teachers.config import TeacherConfig, TeacherFamily
 
 # Module and function that build each family: imported when first asked for.
@@ -26,13 +26,16 @@ _BUILDERS: dict[TeacherFamily, tuple[str, str]] = {
 
 
 def load_teacher(
-    spec: Mapping[str, Any] | TeacherConfig, device: str | torch.device = "cpu"
+    spec: Mapping[str, Any] | TeacherConfig,
+    device: str | torch.device = "cpu",
+    precision: Precision = "float32",
 ) -> Teacher:
     """Loads a teacher: evaluation mode, no gradients.
 
     Args:
         spec: A `TeacherConfig`, or its fields, e.g. `{"name": "wavlm", "path": ..., "layer": 21}`.
         device: Where its weights go.
+        precision: What its network computes in.
 
     Raises:
         ConfigError: The specification has an unknown or unusable field.
@@ -43,6 +46,7 @@ def load_teacher(
     module, function = _BUILDERS[config.resolved_family()]
     build: Callable[[TeacherConfig], Teacher] = getattr(importlib.import_module(module), function)
     teacher = build(config).to(device).eval().requires_grad_(False)
+    teacher.precision = precision
     if config.frame_rate_hz not in (None, teacher.frame_rate_hz):
         raise ConfigError(
             f"teacher {config.name!r} has {teacher.frame_rate_hz:g} frames per second, "

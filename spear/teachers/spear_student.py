@@ -4,6 +4,8 @@ Layers are the student's own hidden states, one for each Zipformer layer at 50 H
 `layer` none is the encoder's output.
 """
 
+from math import lcm
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from spear.hub import SpearEncoder, from_pretrained
 from spear.teachers.base import Teacher, TeacherIdentity, check_layer
 from spear.teachers.config import TeacherConfig
 from spear.teachers.source import resolve_model_folder, weights_digest, weights_files
+from spear.teachers.windows import Excerpts
 from spear.zipformer.subsampling import num_subsampled
 
 HIDDEN_RATE_HZ = 50.0
@@ -36,7 +39,16 @@ class SpearTeacher(Teacher):
             return self.student.model.num_output_frames(num_fbank)
         return int(num_subsampled(num_fbank, self.student.config.frontend_pad))
 
-    def represent(self, audio: Tensor, audio_lens: Tensor, lens: Tensor) -> Tensor:
+    @property
+    def window_step(self) -> int:  # type: ignore[override]
+        """The slowest layer's step: every layer groups the frames of one pass."""
+        config = self.student.config
+        step = lcm(*config.downsampling_factor, config.output_downsampling_factor)
+        return step // (config.output_downsampling_factor if self.layer is None else 1)
+
+    def represent(
+        self, audio: Tensor, audio_lens: Tensor, lens: Tensor, excerpts: Excerpts | None = None
+    ) -> Tensor:
         """Runs the student, which is batch-invariant itself."""
         out = self.student(audio, audio_lens)
         chosen = out["encoder_out"] if self.layer is None else out["hidden_states"][self.layer - 1]

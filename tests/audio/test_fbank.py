@@ -7,7 +7,7 @@ from lhotse import Fbank as LhotseFbank
 from lhotse import FbankConfig
 
 from spear.audio import LOG_EPS, Fbank, num_fbank_frames
-from spear.audio.fbank import mirror_edges
+from spear.audio.fbank import filter_bands, mel_filters, mirror_edges
 
 
 def noise(*shape: int) -> torch.Tensor:
@@ -87,3 +87,59 @@ def test_mixed_precision_does_not_reach_the_features() -> None:
 
 def test_nothing_of_it_is_in_a_checkpoint() -> None:
     assert not Fbank().state_dict()
+
+
+@pytest.mark.parametrize("num_mel_bins", [4, 23, 80, 128, 300])
+def test_bands_hold_every_weight_of_every_filter(num_mel_bins: int) -> None:
+    weights = mel_filters(num_mel_bins)
+    rebuilt = torch.zeros_like(weights)
+    for low, high, filters in filter_bands(weights):
+        rebuilt[low:high, filters] = weights[low:high, filters]
+    assert torch.equal(rebuilt, weights)
+
+
+def test_bands_leave_out_most_of_the_zeros() -> None:
+    weights = mel_filters(128)
+    kept = sum((high - low) * 16 for low, high, _ in filter_bands(weights))
+    assert (weights != 0).sum() < kept < 0.3 * weights.numel()
+
+
+def test_filters_that_see_nothing_are_no_error() -> None:
+    weights = torch.zeros(257, 32)
+    weights[5, 0] = 1.0
+    assert filter_bands(weights) == [(5, 6, slice(0, 16)), (0, 0, slice(16, 32))]
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0])
+@pytest.mark.parametrize("offset", [0.0, 0.5])
+def test_an_offset_and_a_low_level_cost_no_accuracy(scale: float, offset: float) -> None:
+    audio = scale * noise(8000) + offset
+    fbank, _ = Fbank()(audio[None], torch.tensor([8000]))
+    expected = LhotseFbank(FbankConfig(num_filters=128)).extract(audio, 16000)
+    torch.testing.assert_close(fbank[0], expected, atol=1e-4, rtol=0)
+
+
+def test_a_long_utterance_is_done_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    audio, lens = noise(2, 32000), torch.tensor([32000, 20011])
+    whole, _ = Fbank()(audio, lens)
+    sizes = []
+    log_mel = Fbank._log_mel
+
+    def watch(self: Fbank, frames: torch.Tensor) -> torch.Tensor:
+        sizes.append(frames.shape[0] * frames.shape[1])
+        return log_mel(self, frames)
+
+    monkeypatch.setattr("spear.audio.fbank.FRAMES_AT_ONCE", {"cpu": 30})
+    monkeypatch.setattr(Fbank, "_log_mel", watch)
+    torch.testing.assert_close(Fbank()(audio, lens)[0], whole, atol=1e-5, rtol=0)
+    assert max(sizes) == 30
+    assert sum(sizes) == 200 + 125, "frames of padding are not computed"
+
+
+def test_an_utterance_without_a_frame_is_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    audio, lens = noise(3, 3200), torch.tensor([3200, 79, 1600])
+    monkeypatch.setattr("spear.audio.fbank.FRAMES_AT_ONCE", {"cpu": 20})  # one row at a time
+    fbank, frames = Fbank()(audio, lens)
+    assert frames.tolist() == [20, 0, 10]
+    assert (fbank[1] == LOG_EPS).all()
+    assert (fbank[2, :10] > LOG_EPS).all()

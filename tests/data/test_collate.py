@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from spear.audio import LOG_EPS, Fbank, num_fbank_frames
 from spear.data.collate import (
@@ -166,3 +167,29 @@ def test_token_rates():
     for rate_hz in (100.0, 30.0, 0.0):
         with pytest.raises(ConfigError, match=r"teachers.t.frame_rate_hz"):
             TokenLayout.of_rate("t", rate_hz, 8)
+
+
+def test_pinning_a_batch_pins_every_tensor(monkeypatch):
+    """There is no GPU here: what stands in for the page-locked copy is marked."""
+    pinned = []
+
+    def pin(tensor):
+        pinned.append(tensor.clone())
+        return pinned[-1]
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    batch = collate([example("a", 16000), example("b", 24000, True, ("wavlm", "dasheng"))])
+    # What a DataLoader's pinning thread calls: it knows our batch by its method alone.
+    found = pin_memory(batch)
+    tensors = list(tensors_of(found))
+    assert len(tensors) == len(pinned) == 6 + 3 * len(batch.tokens)
+    assert {id(tensor) for tensor in tensors} == {id(tensor) for tensor in pinned}
+    assert found.ids == batch.ids and found.audio_s == batch.audio_s
+    assert all(map(torch.equal, tensors, tensors_of(batch)))
+
+
+def tensors_of(batch):
+    for value in vars(batch).values():
+        for one in value.values() if isinstance(value, dict) else [value]:
+            if isinstance(one, torch.Tensor):
+                yield one

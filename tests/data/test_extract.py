@@ -2,6 +2,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from fake_quantizer import FakeQuantizer, write_quantizer
 from lhotse import CutSet
 
 from spear.data import extract
-from spear.data.extract import ExtractConfig, Extractor
+from spear.data.extract import ExtractConfig
+from spear.data.extract_state import TokenState
 from spear.data.shards import ShardFolder
 from spear.data.tokens import TokenSidecar
 from spear.errors import ConfigError, TokenError
@@ -91,15 +93,15 @@ def test_a_killed_run_is_finished_by_the_same_command(
     monkeypatch: pytest.MonkeyPatch,
     snapshot: Snapshot,
 ) -> None:
-    write = Extractor.write_shard
+    write = TokenState.write
 
-    def die(self: Extractor, where: ShardFolder, position: int) -> object:
-        if position == 1:
+    def die(self: TokenState, shard: int, *args: Any) -> None:
+        if shard == 1:
             raise KeyboardInterrupt
-        return write(self, where, position)
+        write(self, shard, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Extractor, "write_shard", die)
+        patch.setattr(TokenState, "write", die)
         with pytest.raises(KeyboardInterrupt):
             extract.run(extract_config)
     assert folder.teachers() == []

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from spear.data.noise import RecordedNoise, SyntheticNoise, add_noise, gain_for, power
+from spear.data.noise import (
+    RecordedNoise,
+    SyntheticNoise,
+    add_noise,
+    fast_length,
+    gain_for,
+    power,
+)
 from spear.data.rng import generator
 
 
@@ -57,3 +64,34 @@ def test_a_clip_is_never_its_own_noise():
     assert drawn == {1.0, 3.0}
     alone = RecordedNoise(["b"], lambda i: recordings[1])
     assert not alone(10, "b", generator(0, "n")).any()
+
+
+def test_lengths_of_transforms_are_near_and_have_small_factors():
+    for num_samples in (*range(1, 300), 163_997, 320_009, 480_000):
+        length = fast_length(num_samples)
+        assert num_samples <= length <= max(num_samples, 1.125 * num_samples)
+        while length % 2 == 0:
+            length //= 2
+        assert length <= 15, "16 times a power of two is a power of two"
+    assert fast_length(0) == 0 and fast_length(160_000) == 163_840
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 17, 16_001])
+def test_synthetic_noise_takes_the_same_draws_whatever_its_transform(num_samples):
+    rng = generator(3, "n")
+    SyntheticNoise()(num_samples, "", rng)
+    expected = generator(3, "n")
+    expected.uniform(0.0, 2.0)
+    expected.standard_normal(num_samples, dtype=np.float32)
+    assert rng.random() == expected.random()
+
+
+def test_synthetic_noise_is_as_loud_at_its_ends_as_inside():
+    power_of = [np.zeros(16), np.zeros(16)]
+    for seed in range(200):
+        noise = SyntheticNoise()(9_001, "", generator(seed, "ends"))[:8992]
+        exponent = generator(seed, "ends").uniform(0.0, 2.0)
+        blocks = np.square(noise).reshape(16, -1).mean(axis=1)
+        power_of[exponent > 1.0] += blocks / blocks.sum()
+    for powers in power_of:
+        assert powers.max() / powers.min() < 2.0

@@ -11,7 +11,8 @@ from lhotse import CutSet
 
 from spear.data import prepare
 from spear.data.cut_audio import CutReader
-from spear.data.prepare import PrepareConfig, scan_recordings
+from spear.data.prepare import PrepareConfig
+from spear.data.scan import scan_recordings
 from spear.errors import ConfigError, DataError
 
 Snapshot = Callable[[Path], dict[str, tuple[int, bytes]]]
@@ -189,7 +190,7 @@ def test_scan_makes_ids_from_paths(tmp_path: Path) -> None:
     for name in ("a/b/c.d.wav", "e.FLAC", ".hidden.wav", "a/readme.md"):
         (tmp_path / name).touch()
     (tmp_path / "loop").symlink_to(tmp_path)
-    assert list(scan_recordings(tmp_path)) == ["a-b-c.d", "e"]
+    assert list(scan_recordings(tmp_path).files) == ["a-b-c.d", "e"]
     (tmp_path / "a-b-c.d.ogg").touch()
     with pytest.raises(DataError, match=r"id 'a-b-c\.d'.*rename"):
         scan_recordings(tmp_path)

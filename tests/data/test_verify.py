@@ -15,7 +15,9 @@ from spear.data.recheck import compare_tokens, sample
 from spear.data.shards import ShardFolder
 from spear.data.tars import index_pairs
 from spear.data.tokens import ShardTokens, TokenSidecar, TokenTarWriter
-from spear.data.verify import VerifyConfig, compare_ids
+from spear.data.verify import VerifyConfig
+from spear.data.verify_shard import compare_ids
+from spear.data.verify_whole import check_usage
 from spear.errors import ConfigError, DataError, TokenError
 from spear.files import sha256_of
 
@@ -23,7 +25,8 @@ Tokens = list[tuple[str, np.ndarray]]
 
 
 @pytest.fixture
-def config(extract_config: ExtractConfig) -> VerifyConfig:
+def config(extract_config: ExtractConfig, monkeypatch: pytest.MonkeyPatch) -> VerifyConfig:
+    monkeypatch.setattr("spear.data.verify_sidecar.load_quantizer", FakeQuantizer.load)
     extract.run(extract_config)
     return VerifyConfig(
         shards=extract_config.shards, quantizers={"logmel": extract_config.quantizer}
@@ -262,7 +265,7 @@ def test_silence_may_have_the_same_tokens_throughout(
 ) -> None:
     rewrite_tokens(folder, 0, lambda tokens: [(key, np.zeros_like(array)) for key, array in tokens])
     assert "have the same tokens" in problems_of(config)
-    monkeypatch.setattr(verify, "SILENT_PEAK", 2.0)
+    monkeypatch.setattr("spear.data.verify_shard.SILENT_PEAK", 2.0)
     verify.run(config)
     assert "No problems." in (folder.path / "verify.md").read_text()
 
@@ -278,7 +281,7 @@ def test_a_codebook_that_says_nothing_is_found(
     for shard in range(folder.num_shards):
         rewrite_tokens(folder, shard, flatten)
     verify.run(config)  # so few frames are not judged
-    monkeypatch.setattr(verify, "MIN_COUNTED_FRAMES", 10)
+    monkeypatch.setattr("spear.data.verify_whole.MIN_COUNTED_FRAMES", 10)
     assert "logmel tokens: entropy below 0.2 in codebook 2 (0.00)" in problems_of(config)
     verify.run(replace(config, min_entropy=0.0))
 
@@ -287,10 +290,10 @@ def test_entropy_is_that_of_as_many_frames_as_there_are() -> None:
     even = np.full((1, 4), 1000)
     once = np.zeros((1, 4096), dtype=np.int64)
     once[0, :1000] = 1
-    assert verify.check_usage(even, 0.999) == verify.check_usage(once, 0.999) == []
+    assert check_usage(even, 0.999) == check_usage(once, 0.999) == []
     half = np.array([[500, 500, 0, 0]])
-    assert verify.check_usage(half, 0.49) == []
-    assert verify.check_usage(half, 0.51) == ["entropy below 0.51 in codebook 0 (0.50)"]
+    assert check_usage(half, 0.49) == []
+    assert check_usage(half, 0.51) == ["entropy below 0.51 in codebook 0 (0.50)"]
 
 
 @pytest.fixture
@@ -338,18 +341,20 @@ def test_a_recheck_needs_what_made_the_tokens(
     with pytest.raises(ConfigError, match="name the quantiser files"):
         verify.run(replace(rechecked, quantizers={}))
     sidecar = TokenSidecar.load(folder.path / "logmel_tokens.json")
-    replace(sidecar, weights_sha256="other").save(folder.path / "logmel_tokens.json")
+    other = {**sidecar.teacher_identity, "weights_sha256": "other"}
+    renamed = replace(sidecar, weights_sha256="other", teacher_identity=other)
+    renamed.save(folder.path / "logmel_tokens.json")
     assert "differs from theirs in weights_sha256" in problems_of(rechecked)
     replace(sidecar, teacher_identity={}).save(folder.path / "logmel_tokens.json")
     assert "their sidecar does not say 'family' of the teacher" in problems_of(rechecked)
 
 
 def test_a_sample_is_drawn_once_and_for_all(folder: ShardFolder) -> None:
-    few, more = sample(folder.infos, 4), sample(folder.infos, 7)
+    few, more = sample(folder, 4), sample(folder, 7)
     assert len(few) == 4
     assert {cut.id for cut in few} < {cut.id for cut in more}
     assert [cut.index for cut in more] == sorted(cut.index for cut in more)
-    assert sample(folder.infos, 1000) == list(folder.infos)
+    assert sample(folder, 1000) == list(folder.infos)
 
 
 @pytest.mark.parametrize("shift", range(-25, 26))

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from spear.config import parse_config
+from spear.data.extract import ExtractConfig
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 PRELUDE = f"""
 set -euo pipefail
@@ -60,17 +63,29 @@ BOTH = "speech_dir=s text=t test_ids=x valid_ids=v audio_dir=a"
 
 
 def test_speech_tokens_stand_everywhere_and_audio_tokens_with_audio(commands):
-    speech, audio = commands(BOTH).of("extract-tokens")
-    assert speech["--teacher.name"] == "wavlm"
-    assert folders(speech["--shards"]) == [
-        "speech_train",
-        "speech_valid",
-        "speech_test",
-        "audio_train",
-        "audio_valid",
-    ]
-    assert audio["--teacher.name"] == "dasheng"
-    assert folders(audio["--shards"]) == ["audio_train", "audio_valid"]
+    (options,) = commands(f"{BOTH}\nwavlm=org/wavlm wavlm_layer=21").of("extract-tokens")
+    everywhere = ["speech_train", "speech_valid", "speech_test", "audio_train", "audio_valid"]
+    assert folders(options["--shards"]) == everywhere
+    teachers = json.loads(options["--teachers"])
+    assert list(teachers) == ["wavlm", "dasheng"]
+    assert [Path(path).name for path in teachers["wavlm"]["shards"]] == everywhere
+    assert [Path(path).name for path in teachers["dasheng"]["shards"]] == everywhere[3:]
+    assert teachers["wavlm"]["teacher"] == {"name": "wavlm", "path": "org/wavlm", "layer": 21}
+    for name, entry in teachers.items():
+        assert entry["quantizer"].endswith(f"quantizers/{name}/quantizer.safetensors")
+    parse_config(ExtractConfig, [word for pair in options.items() for word in pair
+                                 if "THIS_JOB" not in pair])  # fmt: skip
+
+
+def test_jobs_share_the_cores_of_this_machine_alone(commands):
+    show = 'show() { printf \'COMMAND OMP=%s %s\\n\' "${OMP_NUM_THREADS:-}" "$(quote "$@")"; }'
+    settings = f"{BOTH} num_jobs=2\nunset OMP_NUM_THREADS\n{show}\n"
+    (words,) = commands(settings, "5 5").all
+    assert words[0] == "OMP="  # a queue gives what it was asked for
+    here = f'{settings}launch.sh() {{ show "$@"; }}\ntrain_cmd=(launch.sh)'
+    (words,) = commands(here, "5 5").all
+    assert int(words[0].removeprefix("OMP=")) >= 1
+    assert words[1] == "THIS_JOB=1:2"
 
 
 def test_what_is_verified_is_what_was_extracted(commands):
