@@ -26,6 +26,7 @@ EXTRAS = {
     "onnx": ["onnx>=1.18", "onnxscript>=0.6", "onnxruntime>=1.20"],
     "asr": ["sentencepiece>=0.2", "kaldialign>=0.9"],
     "report": ["tensorboard>=2.15", "matplotlib>=3.8"],
+    "energy": ["nvidia-ml-py>=12"],
 }
 EXTRAS["all"] = sorted({package for group in EXTRAS.values() for package in group})
 EXTRAS["dev"] = [

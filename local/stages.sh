@@ -371,4 +371,5 @@ decode_both() {
 # Stage 12
 summarize() {
   run "$SPEAR_PYTHON" "$SPEAR_ROOT/local/summarize.py" --exp-dir "$exp"
+  launch "$exp/log/report.log" report "$exp"
 }

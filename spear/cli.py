@@ -15,6 +15,7 @@ from spear import __version__
 from spear.cli_words import split_words
 from spear.config import parse_config
 from spear.errors import SpearError
+from spear.ledger import recording
 from spear.progress import setup_logging
 
 EXIT_USER_ERROR = 2
@@ -27,7 +28,8 @@ class Command:
     """Where a command lives and what it is for.
 
     `positional` names the fields of leading words without `--`, `listed` the one field that takes
-    all plain words, wherever they stand.
+    all plain words, wherever they stand, `ledger` the field that names the folder whose compute
+    ledger the command adds to ("output/.." is the folder around a file).
     """
 
     module: str
@@ -35,25 +37,44 @@ class Command:
     summary: str
     positional: tuple[str, ...] = ()
     listed: str | None = None
+    ledger: str = ""
 
 
 COMMANDS = {
     "unpack": Command(
-        "spear.data.unpack", "UnpackConfig", "archives -> folders of recordings", listed="archives"
+        "spear.data.unpack",
+        "UnpackConfig",
+        "archives -> folders of recordings",
+        listed="archives",
+        ledger="output_dir",
     ),
-    "prepare": Command("spear.data.prepare", "PrepareConfig", "folder of recordings -> cuts"),
-    "shard": Command("spear.data.shard", "ShardConfig", "cuts -> shards of 16 kHz audio"),
-    "embed": Command("spear.data.embed", "EmbedConfig", "sample of a teacher's frames"),
+    "prepare": Command(
+        "spear.data.prepare", "PrepareConfig", "folder of recordings -> cuts", ledger="output_dir"
+    ),
+    "shard": Command(
+        "spear.data.shard", "ShardConfig", "cuts -> shards of 16 kHz audio", ledger="output_dir"
+    ),
+    "embed": Command(
+        "spear.data.embed", "EmbedConfig", "sample of a teacher's frames", ledger="output/.."
+    ),
     "train-quantizer": Command(
-        "spear.mvq.command", "TrainQuantizerConfig", "sample of frames -> MVQ quantiser"
+        "spear.mvq.command",
+        "TrainQuantizerConfig",
+        "sample of frames -> MVQ quantiser",
+        ledger="output/..",
     ),
-    "extract-tokens": Command("spear.data.extract", "ExtractConfig", "shards -> teacher tokens"),
-    "verify": Command("spear.data.verify", "VerifyConfig", "checks shards and tokens"),
+    "extract-tokens": Command(
+        "spear.data.extract", "ExtractConfig", "shards -> teachers' tokens", ledger="shards"
+    ),
+    "verify": Command(
+        "spear.data.verify", "VerifyConfig", "checks shards and tokens", ledger="shards"
+    ),
     "index": Command(
         "spear.data.index",
         "IndexConfig",
         "shard folders -> where every clip lies",
         listed="shards",
+        ledger="shards",
     ),
     "bench": Command(
         "spear.pretrain.bench",
@@ -61,20 +82,51 @@ COMMANDS = {
         "data: how fast a run's data are read",
         positional=("what",),
     ),
-    "pretrain": Command("spear.pretrain.command", "PretrainConfig", "shards + tokens -> student"),
-    "export": Command("spear.hub.export", "ExportConfig", "run folder -> model folder"),
+    "pretrain": Command(
+        "spear.pretrain.command",
+        "PretrainConfig",
+        "shards + tokens -> student",
+        ledger="train.output_dir",
+    ),
+    "export": Command(
+        "spear.hub.export", "ExportConfig", "run folder -> model folder", ledger="run_dir"
+    ),
     "export-onnx": Command(
-        "spear.hub.onnx", "ExportOnnxConfig", "model folder or recogniser's run -> ONNX files"
+        "spear.hub.onnx",
+        "ExportOnnxConfig",
+        "model folder or recogniser's run -> ONNX files",
+        ledger="output_dir/..",
     ),
     "import-icefall": Command(
-        "spear.hub.import_icefall", "ImportIcefallConfig", "icefall checkpoint -> model folder"
+        "spear.hub.import_icefall",
+        "ImportIcefallConfig",
+        "icefall checkpoint -> model folder",
+        ledger="output_dir/..",
     ),
     "finetune-asr": Command(
-        "spear.asr.finetune", "FinetuneAsrConfig", "model -> speech recogniser"
+        "spear.asr.finetune",
+        "FinetuneAsrConfig",
+        "model -> speech recogniser",
+        ledger="train.output_dir",
     ),
-    "decode": Command("spear.asr.decode", "DecodeConfig", "recogniser -> text, word error rate"),
+    "decode": Command(
+        "spear.asr.decode",
+        "DecodeConfig",
+        "recogniser -> text, word error rate",
+        ledger="run_dir",
+    ),
+    "report": Command(
+        "spear.report.command",
+        "ReportConfig",
+        "run or exp folder -> one HTML page",
+        positional=("folder",),
+    ),
     "embed-files": Command(
-        "spear.features.embed_files", "EmbedFilesConfig", "recordings -> features", listed="files"
+        "spear.features.embed_files",
+        "EmbedFilesConfig",
+        "recordings -> features",
+        listed="files",
+        ledger="out",
     ),
     "view": Command(
         "spear.view.command",
@@ -127,7 +179,8 @@ def _run(name: str, options: list[str]) -> int:
     config = parse_config(getattr(module, command.config), words, prog=f"spear {name}")
     if command.listed:
         getattr(config, command.listed).extend(plain)
-    module.run(config)
+    with recording(name, config, command.ledger):
+        module.run(config)
     sys.stdout.flush()  # a reader that has gone is noticed here, not while Python ends
     return 0
 

@@ -35,6 +35,7 @@ def parse_config(config_class: type[C], argv: Sequence[str], prog: str = "spear"
         ConfigError: An unknown key, a missing required field, or a value of the wrong type.
         SystemExit: With status 0, after `--help`.
     """
+    argv = _complete_flags(config_class, argv)
     for path in _config_files(argv):
         check_keys(config_class, read_yaml(path), str(path))
     _check_options(config_class, argv, prog)
@@ -137,6 +138,25 @@ def _check_options(config_class: Any, argv: Sequence[str], prog: str) -> None:
             check_keys(config_class, nested, prog)
         except ConfigError as error:
             raise ConfigError(f"{error}; {prog} --help lists all") from None
+
+
+def _complete_flags(config_class: Any, argv: Sequence[str]) -> list[str]:
+    """Gives options of boolean fields that stand alone, such as `--profile`, the value true."""
+    words: list[str] = []
+    for position, word in enumerate(argv):
+        words.append(word)
+        is_last = position + 1 == len(argv) or argv[position + 1].startswith("--")
+        if word.startswith("--") and is_last and _type_of(config_class, word[2:]) is bool:
+            words.append("true")
+    return words
+
+
+def _type_of(config_class: Any, name: str) -> Any:
+    """Returns the type of a field by its dotted name; None where there is no such field."""
+    kind: Any = config_class
+    for part in name.split("."):
+        kind = typing.get_type_hints(kind).get(part) if dataclasses.is_dataclass(kind) else None
+    return kind
 
 
 def _config_files(argv: Sequence[str]) -> Iterator[str]:

@@ -5,11 +5,11 @@ every operation here is a no-op. Nothing is pickled: ranks exchange tensors and 
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -29,11 +29,14 @@ class Ranks:
         device: Where this process computes, and where its messages lie.
         rank: Index of this process.
         world_size: Number of processes.
+        control: Group by which the processes themselves talk, past their devices; None: the
+            default group does that.
     """
 
     device: torch.device
     rank: int = 0
     world_size: int = 1
+    control: Any = None
 
     @property
     def is_main(self) -> bool:
@@ -45,6 +48,15 @@ class Ranks:
         if self.world_size > 1:
             dist.all_reduce(tensor, op=_OPERATIONS[operation])
         return tensor
+
+    def sum_on_host(self, numbers: Sequence[float]) -> list[float]:
+        """Returns sums over all ranks, in float64, without waiting for the device's work."""
+        if self.world_size == 1:
+            return list(numbers)
+        tensor = torch.tensor(numbers, dtype=torch.float64)
+        dist.all_reduce(tensor, group=self.control)
+        sums: list[float] = tensor.tolist()
+        return sums
 
     def gather_bytes(self, payload: bytes) -> list[bytes]:
         """Returns every rank's payload, in order of rank, on every rank."""
@@ -105,7 +117,7 @@ def join_ranks(
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if world_size == 1 or dist.is_initialized():
-        yield Ranks(chosen, rank, world_size)
+        yield Ranks(chosen, rank, world_size, _control_group(world_size))
         return
     if backend == "auto":
         backend = "nccl" if chosen.type == "cuda" else "gloo"
@@ -117,6 +129,13 @@ def join_ranks(
             f"torchrun ({error})"
         ) from error
     try:
-        yield Ranks(chosen, rank, world_size)
+        yield Ranks(chosen, rank, world_size, _control_group(world_size))
     finally:
         dist.destroy_process_group()
+
+
+def _control_group(world_size: int) -> Any:
+    """Returns a gloo group beside nccl's; None where the default group is gloo's or not needed."""
+    if world_size == 1 or dist.get_backend() == "gloo":
+        return None
+    return dist.new_group(backend="gloo")

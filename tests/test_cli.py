@@ -1,8 +1,10 @@
 """The command line: every command has help, and a user's error is one line and status 2."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import pytest
 
@@ -17,6 +19,17 @@ def test_every_command_lists_its_fields(name: str, capsys: pytest.CaptureFixture
     text = capsys.readouterr().out
     assert f"usage: spear {name}" in text
     assert "--config" in text
+
+
+@pytest.mark.parametrize("name", [name for name, one in COMMANDS.items() if one.ledger])
+def test_the_ledgers_folder_is_a_field_of_the_command(name: str) -> None:
+    command = COMMANDS[name]
+    fields = command.ledger.partition("/")[0].split(".")
+    config: Any = getattr(importlib.import_module(command.module), command.config)
+    hints = get_type_hints(config)
+    for field in fields[:-1]:
+        hints = get_type_hints(hints[field])
+    assert hints[fields[-1]] in (str, list[str], Path, str | None)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +59,7 @@ def test_usage_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_import_needs_no_optional_package(repo_dir: Path) -> None:
     optional = ["transformers", "k2", "icefall", "tensorboard", "matplotlib", "sentencepiece"]
+    optional += ["pynvml"]
     code = (
         "import sys\n"
         f"for name in {optional}: sys.modules[name] = None\n"

@@ -112,3 +112,35 @@ def test_written_yaml_reads_back_equal(tmp_path: Path) -> None:
     write_yaml(tmp_path / "run.yaml", config)
     assert load_config(Run, tmp_path / "run.yaml") == config
     assert to_dict(config)["model"] == {"dim": 4, "layers": [3]}
+
+
+@dataclass
+class Switches:
+    """Two switches."""
+
+    profile: bool = False
+    """Measure."""
+    inner: Source = field(default_factory=lambda: Source("here"))
+    """Not a switch."""
+    quiet: bool = True
+    """Say nothing."""
+
+
+@pytest.mark.parametrize(
+    ("words", "profile", "quiet"),
+    [
+        (["--profile"], True, True),
+        (["--profile", "--quiet", "false"], True, False),
+        (["--quiet", "false", "--profile"], True, False),
+        (["--profile", "false"], False, True),
+        ([], False, True),
+    ],
+)
+def test_a_switch_needs_no_value(words: list[str], profile: bool, quiet: bool) -> None:
+    config = parse_config(Switches, words)
+    assert (config.profile, config.quiet) == (profile, quiet)
+
+
+def test_other_options_need_their_value() -> None:
+    with pytest.raises(ConfigError, match="expected one argument"):
+        parse_config(Switches, ["--inner.path"])

@@ -139,14 +139,14 @@ def print_memory(args: argparse.Namespace) -> None:
         train_step(model, short, _LATE)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    before = _memory_mib(args.device, reset=True)
+    before = memory_mib(args.device, reset=True)
     # Not train_step, which gives the gradients back.
     output = encode(model.train(), (fbank, lens))
     output.backward(torch.randn_like(output))
-    sys.stdout.write(f"{_memory_mib(args.device) - before}\n")
+    sys.stdout.write(f"{memory_mib(args.device) - before}\n")
 
 
-def _memory_mib(device: str, reset: bool = False) -> float:
+def memory_mib(device: str, reset: bool = False) -> float:
     """Returns the peak since the last reset; on a CPU that of the process's resident memory."""
     if device == "cuda":
         if reset:

@@ -10,6 +10,8 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from spear.asr.tokenizer import Tokenizer
 from spear.audio import LOG_EPS, Fbank
 from spear.data.clip_table import ClipTable
 from spear.data.dataset import BatchLoader, Place
+from spear.data.folder_index import AUDIO, fingerprints
 from spear.data.plan import BatchConfig, BatchPlan
 from spear.data.rng import generator
 from spear.data.shards import ShardFolder
@@ -251,21 +254,39 @@ class AsrData:
             plan = BatchPlan(ClipTable.of(cuts.durations), seed, batch)
             return BatchLoader(dataset, plan, config.num_workers, pin)
 
+        self.config = config
+        self.seed = seed
         self._train = loader(train, _room_for_speeds(config), config)
         self._valid: BatchLoader[AsrBatch] | None = None
         if config.valid:
             valid = TranscribedCuts(config.valid, "valid", config.skip_untranscribed)
             self._valid = loader(valid, _everything(config.batch), None)
 
-    def steps_in_epoch(self, epoch: int, world_size: int) -> int:
+    def longest_batch(self, epoch: int, num_shares: int) -> AsrBatch:
+        """Makes the training batch of an epoch that is largest with its padding."""
+        return self._train.longest(epoch, num_shares)
+
+    def identity(self) -> dict[str, Any]:
+        """Returns, as JSON, what decides which training batches come and what is in them."""
+        config = self.config
+        return {
+            "sources": [fingerprints(Path(folder))[AUDIO] for folder in config.train],
+            "batch": dataclasses.asdict(config.batch),
+            "speeds": list(config.speeds),
+            "specaugment": dataclasses.asdict(config.specaugment),
+            "skip_untranscribed": config.skip_untranscribed,
+            "seed": self.seed,
+        }
+
+    def steps_in_epoch(self, epoch: int, num_shares: int) -> int:
         """Returns the number of training steps of an epoch, equal on all ranks."""
-        return self._train.plan.steps(epoch, world_size)
+        return self._train.plan.steps(epoch, num_shares)
 
     def train_batches(
-        self, epoch: int, start_step: int, rank: int, world_size: int
+        self, epoch: int, start_step: int, shares: range, num_shares: int
     ) -> Iterator[AsrBatch]:
         """Yields this rank's augmented batches of an epoch from step `start_step` on."""
-        return self._train.train(epoch, start_step, rank, world_size)
+        return self._train.train(epoch, start_step, shares, num_shares)
 
     def valid_batches(self, rank: int, world_size: int) -> Iterator[AsrBatch]:
         """Yields this rank's share of the validation clips, each once, not augmented."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from spear import ledger
 from spear.asr.model import AsrModel, Transcript, load_asr_model
 from spear.asr.report import SplitResult, write_report
 from spear.asr.scoring import (
@@ -106,6 +107,7 @@ def run(config: DecodeConfig) -> None:
         transcripts = recognize(
             model, recordings, config.batch_s, num_workers=config.num_workers, label=split
         )
+        ledger.note(audio_hours=sum(one.duration_s for one in recordings) / 3600)
         results[split] = _write_split(Path(output), split, recordings, transcripts, model)
     write_report(Path(output), results, config.weights)
     scored = {split: one.scores for split, one in results.items() if one.scores is not None}

@@ -54,6 +54,8 @@ class FinetuneAsrConfig:
     """Where the encoder's schedules (dropout, layer skip, balancers) begin, in units of
     `train.schedule_unit_s`: a pre-trained encoder has left their steep part behind. Without `init`
     they begin at 0."""
+    profile: bool = False
+    """Trace 20 steps with torch's profiler into the run folder's profile/; `--profile` will do."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """How long and how fast to train, and the run folder."""
 
@@ -77,7 +79,7 @@ def run(config: FinetuneAsrConfig) -> None:
         CheckpointError: `init` cannot be loaded, or no checkpoint of the run is intact.
         ConfigError: Values do not fit the data, or the run folder holds another run.
     """
-    train(build_task(config), config.train, to_dict(config))
+    train(build_task(config), config.train, to_dict(config), profile=config.profile)
 
 
 def build_task(config: FinetuneAsrConfig) -> AsrTask:

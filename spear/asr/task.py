@@ -77,22 +77,36 @@ class AsrTask:
         return True
 
     def train_batches(
-        self, epoch: int, start_step: int, rank: int, world_size: int
+        self, epoch: int, start_step: int, shares: range, num_shares: int
     ) -> Iterator[AsrBatch]:
         """Yields this rank's batches of an epoch; names utterances that the loss leaves out."""
-        for batch in self.data.train_batches(epoch, start_step, rank, world_size):
+        for batch in self.data.train_batches(epoch, start_step, shares, num_shares):
             self._name_infeasible(batch)
             yield batch
 
-    def steps_in_epoch(self, epoch: int, world_size: int) -> int:
+    def steps_in_epoch(self, epoch: int, num_shares: int) -> int:
         """Returns the number of steps of an epoch."""
-        return self.data.steps_in_epoch(epoch, world_size)
+        return self.data.steps_in_epoch(epoch, num_shares)
 
     def valid_batches(self, rank: int, world_size: int) -> Iterator[AsrBatch]:
         """Yields this rank's share of the validation data."""
         for batch in self.data.valid_batches(rank, world_size):
             self._name_infeasible(batch)
             yield batch
+
+    def longest_batch(self, epoch: int, num_shares: int) -> AsrBatch:
+        """Makes the training batch of an epoch that is largest with its padding."""
+        return self.data.longest_batch(epoch, num_shares)
+
+    def loss_counts(self, batch: AsrBatch) -> dict[str, float]:
+        """Returns the frames of the utterances that take part in the CTC loss."""
+        return {
+            "ctc": float(sum(there for there, needed in self._frames(batch) if there >= needed))
+        }
+
+    def data_config(self) -> dict[str, Any]:
+        """Returns what decides which batches come and what is in them."""
+        return self.data.identity()
 
     def model_config(self) -> dict[str, Any]:
         """Returns what rebuilds the model."""
@@ -104,12 +118,16 @@ class AsrTask:
         loss, wer = metrics.get("ctc_loss", nan), metrics.get("wer", nan)
         return f"ctc loss {loss:.4f} per frame, greedy WER {wer:.2f}%"
 
+    def _frames(self, batch: AsrBatch) -> list[tuple[int, int]]:
+        """Returns the output frames of each utterance, and how many its labels need."""
+        needed = num_frames_needed(batch.tokens, batch.token_lens).clamp(min=1).tolist()
+        there = [self.recognizer.num_output_frames(num) for num in batch.fbank_lens.tolist()]
+        return list(zip(there, needed, strict=True))
+
     def _name_infeasible(self, batch: AsrBatch) -> None:
         """Warns once of each utterance whose labels do not fit into its frames."""
-        needed = num_frames_needed(batch.tokens, batch.token_lens).tolist()
-        frames = [self.recognizer.num_output_frames(num) for num in batch.fbank_lens.tolist()]
-        for name, num_needed, num_frames in zip(batch.ids, needed, frames, strict=True):
-            if num_frames < max(1, num_needed) and name not in self._named:
+        for name, (num_frames, num_needed) in zip(batch.ids, self._frames(batch), strict=True):
+            if num_frames < num_needed and name not in self._named:
                 self._named.add(name)
                 logger.warning(
                     "%s is left out of the loss: its transcript needs %d frames, it has %d",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from spear import ledger
 from spear.data.represent import (
     check_sources,
     describe_teacher,
@@ -190,6 +191,7 @@ def _fill(
         folder = sample.clips[group[0]][0]
         number_of = {sample.clips[number][1].index: number for number in group}
         infos = [sample.clips[number][1] for number in group]
+        ledger.note(audio_hours=sum(info.duration_s for info in infos) / 3600)
         for batch in represent(teacher, folder, infos, batch_s, windowing):
             for piece, rep in batch:
                 number = number_of[piece.info.index]

@@ -14,6 +14,7 @@ from typing import Self
 
 import numpy as np
 
+from spear import ledger
 from spear.data.extract_state import TokenState
 from spear.data.extract_teacher import TokenMaker
 from spear.data.pieces import Piece, batch_by_length, batch_windows, split_long
@@ -148,6 +149,7 @@ class Extractor:
         ):
             for shard in progress(shards, label, total=len(work)):
                 writer.submit(shard)
+                ledger.note(audio_hours=sum(cut.duration_s for cut in shard.cuts) / 3600)
 
     def _made(self, work: Sequence[ShardWork]) -> Generator[ShardWork]:
         """Yields each shard when all its tokens are made."""

@@ -21,6 +21,7 @@ import soundfile
 from lhotse.cut import Cut
 from lhotse.serialization import deserialize_item
 
+from spear import ledger
 from spear.audio.io import SAMPLE_RATE_HZ
 from spear.data.cut_audio import CutReader
 from spear.data.manifests import BadCuts, iter_jsonl_gz, write_jsonl_gz
@@ -120,6 +121,7 @@ def run(config: ShardConfig) -> None:
     remove_partials(folder)
     _save_record(folder, settings, done, complete=False)
     for number, record in _write_all(config, todo):
+        ledger.note(audio_hours=record["duration_s"] / 3600)
         records.save(number, record)
         done[number] = record
     _report_bad(config, done, survey.too_short)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spear import ledger
 from spear.data.parallel import in_processes
 from spear.data.records import PartRecords
 from spear.data.shards import ShardFolder, find_shard_ids, load_record
@@ -116,6 +117,7 @@ def verify_folder(path: Path, config: VerifyConfig) -> FolderReport:
     hashes = {}
     for findings in _verify_all(path, jobs, config):
         report.absorb(findings)
+        ledger.note(audio_hours=findings.duration_s / 3600)
         hashes[findings.shard] = findings.id_hashes
     if config.job == 0:
         _verify_whole(report, record, hashes)

@@ -1,8 +1,8 @@
 """Gradient clipping by the median of past norms, without asking the device for a number.
 
 ScaledAdam clips the gradient of a parameter group to `clipping_scale` times the median of the
-norms of its last steps. The norms, the threshold and the count of clipped steps stay tensors on
-the device, so a training step never waits for them.
+norms of its last steps. The norms, the threshold and every counter are tensors on the device, so
+a training step never waits for them, and a step that must not happen leaves them as they are.
 """
 
 from typing import Any
@@ -20,9 +20,16 @@ class MedianClipper:
     """Keeps the norms of one parameter group and says how much to scale its gradient.
 
     Args:
-        clipping_scale: The threshold in medians; None never clips (non-finite norms give 0 still).
+        clipping_scale: The threshold in medians; None never clips.
         update_period: Length of the window of norms, and steps between two thresholds.
-        device: Where the norms live.
+        device: Where everything lives.
+
+    Attributes:
+        step: () int64, steps so far.
+        window_start: () int64, the step at which the threshold was last set.
+        norms: (update_period,) float32, a ring.
+        threshold: () float32, the largest norm that is let through.
+        num_clipped: () float32, clipped steps since `window_start`.
     """
 
     def __init__(
@@ -30,54 +37,57 @@ class MedianClipper:
     ) -> None:
         self.clipping_scale = clipping_scale
         self.update_period = update_period
-        self.step = 0
+        self.step = torch.zeros((), dtype=torch.int64, device=device)
+        self.window_start = torch.zeros((), dtype=torch.int64, device=device)
         self.norms = torch.zeros(update_period, device=device)
         self.threshold = torch.full((), float("inf"), device=device)
         self.num_clipped = torch.zeros((), device=device)
-        self.window_start = 0
+        self._slots = torch.arange(update_period, device=device)
+        self._early = torch.tensor([n for n in EARLY_UPDATES if n < update_period], device=device)
 
-    def scale(self, norm: Tensor) -> Tensor:
+    def scale(self, norm: Tensor, is_good: Tensor) -> Tensor:
         """Takes the norm of one step's gradient and returns the factor for that gradient.
 
         Args:
             norm: () float32.
+            is_good: () bool; False says that the step does not happen: nothing is remembered.
 
         Returns:
-            () float32 in [0, 1]; 0 when the norm is not finite.
+            () float32 in [0, 1]; 0 when the step does not happen.
         """
-        if self.step > 0:  # the reference leaves the very first norm out of its window
-            safe_norm = torch.where(norm.isfinite(), norm, float("inf"))
-            self.norms[self.step % self.update_period] = safe_norm
-            self._update_threshold()
-        self.step += 1
+        is_seen = is_good & (self.step > 0)  # the reference leaves the very first norm out
+        is_slot = self._slots == self.step % self.update_period
+        self.norms = torch.where(is_seen & is_slot, norm, self.norms)
+        if self.clipping_scale is not None:
+            self._update_threshold(is_seen, self.clipping_scale)
         factor = (self.threshold / (norm + 1.0e-20)).clamp(max=1.0)
-        factor = torch.where(norm.isfinite(), factor, 0.0)
-        self.num_clipped += factor < 1.0
-        return factor
+        self.num_clipped = self.num_clipped + (is_good & (factor < 1.0))
+        self.step = self.step + is_good
+        return torch.where(is_good, factor, 0.0)
 
-    def _update_threshold(self) -> None:
-        early = self.step in EARLY_UPDATES and self.step < self.update_period
-        if self.clipping_scale is None or not (early or self.step % self.update_period == 0):
-            return
-        num_norms = self.step if early else self.update_period
+    def _update_threshold(self, is_seen: Tensor, clipping_scale: float) -> None:
+        """Sets the threshold where it is due at this step."""
+        is_early = (self._early == self.step).any()
+        is_due = is_seen & (is_early | (self.step % self.update_period == 0))
+        num_norms = torch.where(is_early, self.step, self.update_period)
         # Slots that are still empty hold 0 and sort to the front: only the last ones are norms.
-        recent = self.norms.sort().values[-num_norms:]
-        median = recent[num_norms // 4 * 2]
-        factor = EARLY_FACTOR if early else 1.0
-        self.threshold = self.clipping_scale * median * factor
-        self.num_clipped = torch.zeros_like(self.num_clipped)
-        self.window_start = self.step
+        place = self.update_period - num_norms + num_norms // 4 * 2
+        median = self.norms.sort().values.gather(0, place.unsqueeze(0))[0]
+        factor = torch.where(is_early, EARLY_FACTOR, 1.0)
+        self.threshold = torch.where(is_due, clipping_scale * median * factor, self.threshold)
+        self.num_clipped = torch.where(is_due, 0.0, self.num_clipped)
+        self.window_start = torch.where(is_due, self.step, self.window_start)
 
     @property
     def clipped_fraction(self) -> Tensor:
         """() float32: share of clipped steps since the threshold was last set."""
-        return self.num_clipped / max(1, self.step - self.window_start)
+        return self.num_clipped / (self.step - self.window_start).clamp(min=1)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Returns everything that the next `scale` depends on."""
+    def state_dict(self) -> dict[str, Tensor]:
+        """Returns everything that the next `scale` depends on; copies."""
         return {
-            "step": self.step,
-            "window_start": self.window_start,
+            "step": self.step.clone(),
+            "window_start": self.window_start.clone(),
             "norms": self.norms.clone(),
             "threshold": self.threshold.clone(),
             "num_clipped": self.num_clipped.clone(),
@@ -87,8 +97,6 @@ class MedianClipper:
         """Continues from a `state_dict`; one of another window length is begun anew."""
         if state["norms"].numel() != self.update_period:
             return
-        device = self.norms.device
-        self.step, self.window_start = state["step"], state["window_start"]
-        self.norms = state["norms"].to(device, copy=True)
-        self.threshold = state["threshold"].to(device, copy=True)
-        self.num_clipped = state["num_clipped"].to(device, copy=True)
+        for name, own in self.state_dict().items():
+            # In older checkpoints the counters are plain numbers.
+            setattr(self, name, torch.as_tensor(state[name]).to(own, copy=True))

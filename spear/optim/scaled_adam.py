@@ -5,20 +5,26 @@ learned as one more number per tensor; gradients are clipped by the median of pa
 algorithm is that of icefall's `zipformer/optim.py` (Yao et al., Zipformer, arXiv 2310.11230,
 section 3.5), agreeing with it number by number.
 
-Parameters of one shape and one age are updated together as one stack. The state belongs to each
-parameter by its name and begins at the first step in which the parameter has a gradient: a
-parameter that was frozen starts as fresh as it would have in a new run.
+The state belongs to each parameter by its name and begins at the first step in which the parameter
+has a gradient: a parameter that was frozen starts as fresh as it would have in a new run.
+
+A step is two passes over the elements: three sums of each tensor (`add_sums`), which give norms,
+clipping and sizes, all of them small; then the update. Parameters may be shards (FSDP2), and then
+the sums of all are added up over the processes in one message.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import compress
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from spear.optim.active import ActiveParameters
 from spear.optim.clipping import MedianClipper
-from spear.optim.stack import ParameterStack, ParameterState
+from spear.optim.shards import RowSums, local
+from spear.optim.state import ParameterState
 
 NamedParameter: TypeAlias = tuple[str, Tensor]
 
@@ -78,19 +84,27 @@ class ScaledAdam(Optimizer):
         super().__init__(_named_groups(list(params), lr), defaults)
         _check_names([name for group in self.param_groups for name in group["names"]])
         self._clippers = [_new_clipper(group) for group in self.param_groups]
-        self._stacks: list[list[ParameterStack]] = [[] for _ in self.param_groups]
-        self._active: list[list[bool]] = [[] for _ in self.param_groups]
+        self._forget_layout()
         self._resting: dict[str, ParameterState] = {}
-        devices = [group["params"][0].device for group in self.param_groups]
+        devices = [local(group["params"][0]).device for group in self.param_groups]
         self._norms = [torch.zeros((), device=device) for device in devices]
         self._factors = [torch.ones((), device=device) for device in devices]
+        self._plain_norm = torch.zeros((), device=devices[0])
+        self._happened = torch.ones((), dtype=torch.bool, device=devices[0])
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(  # type: ignore[override]
+        self, closure: Callable[[], float] | None = None, *, is_good: Tensor | None = None
+    ) -> float | None:
         """Updates every parameter that has a gradient.
+
+        A step whose gradient is not finite, in any group, does not happen: no parameter, no state
+        and no count changes by a bit. The decision is taken on the device.
 
         Args:
             closure: Recomputes the loss, as for any torch optimiser; rarely of use.
+            is_good: () bool on the parameters' device; where False, the step does not happen. The
+                same on every process. None stands for True.
 
         Returns:
             The closure's loss, or None.
@@ -99,16 +113,39 @@ class ScaledAdam(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for index, group in enumerate(self.param_groups):
-            active = [p.requires_grad and p.grad is not None for p in group["params"]]
-            if any(active):
-                self._step_group(index, group, active)
+        indexes = [index for index in range(len(self.param_groups)) if self._lay_out(index)]
+        if not indexes:
+            return loss
+        sums = self._global_sums(indexes)
+        for index, own in zip(indexes, sums, strict=True):
+            self._norms[index] = self._laid_out(index).sizes.grad_norm(
+                own, self.param_groups[index]
+            )
+        good = torch.stack([self._norms[index] for index in indexes]).isfinite().all()
+        if is_good is not None:
+            good = good & is_good
+        self._happened = good
+        self._plain_norm = torch.cat(list(sums))[:, 0].sum().sqrt().float()
+        for index, own in zip(indexes, sums, strict=True):
+            factor = self._clippers[index].scale(self._norms[index], good)
+            self._laid_out(index).update(own, factor, good, self.param_groups[index])
+            self._factors[index] = factor
         return loss
 
     @property
     def grad_norm_tensor(self) -> Tensor:
         """() float32: norm of the last step's gradient, each tensor scaled by its own size."""
         return torch.stack(self._norms).square().sum().sqrt()
+
+    @property
+    def plain_grad_norm_tensor(self) -> Tensor:
+        """() float32: norm of the last step's gradient as it came, over all processes."""
+        return self._plain_norm
+
+    @property
+    def happened_tensor(self) -> Tensor:
+        """() bool: whether the last step happened: its gradient was finite, and it was good."""
+        return self._happened
 
     @property
     def clip_factor_tensor(self) -> Tensor:
@@ -123,10 +160,14 @@ class ScaledAdam(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Returns plain dicts, numbers and tensors; `torch.load(weights_only=True)` reads them.
 
-        After `load_state_dict` the same gradients give the same bits as without the break.
+        Of sharded parameters the two large tensors are DTensors. After `load_state_dict` the same
+        gradients give the same bits as without the break.
         """
+        parameters = self._parameters()
         return {
-            "parameters": {name: state.to_dict() for name, state in self._states().items()},
+            "parameters": {
+                name: state.to_dict(parameters[name]) for name, state in self._states().items()
+            },
             "clipping": [clipper.state_dict() for clipper in self._clippers],
             "lrs": [group["lr"] for group in self.param_groups],
         }
@@ -137,69 +178,78 @@ class ScaledAdam(Optimizer):
         Raises:
             ValueError: A name is unknown here, a shape differs, or the number of groups does.
         """
-        parameters = {
-            name: parameter
-            for group in self.param_groups
-            for name, parameter in zip(group["names"], group["params"], strict=True)
-        }
+        parameters = self._parameters()
         _check_loadable(state_dict, parameters, len(self.param_groups))
         self._resting = {
-            name: ParameterState.from_dict(state, parameters[name].device)
+            name: ParameterState.from_dict(state, parameters[name])
             for name, state in state_dict["parameters"].items()
         }
-        self._stacks = [[] for _ in self.param_groups]
-        self._active = [[] for _ in self.param_groups]
+        self._forget_layout()
         for clipper, state in zip(self._clippers, state_dict["clipping"], strict=True):
             clipper.load_state_dict(state)
         for group, lr in zip(self.param_groups, state_dict["lrs"], strict=True):
             group["lr"] = lr
 
-    def _step_group(self, index: int, group: dict[str, Any], active: list[bool]) -> None:
-        if active != self._active[index]:
-            self._restack(index, group, active)
-        stacks = self._stacks[index]
-        grads = [stack.gradients() for stack in stacks]
-        squares = [
-            stack.scaled_square(grad, group["scalar_lr_scale"])
-            for stack, grad in zip(stacks, grads, strict=True)
-        ]
-        norm = torch.stack(squares).sum().sqrt()
-        factor = self._clippers[index].scale(norm)
-        self._norms[index], self._factors[index] = norm, factor
-        for stack, grad in zip(stacks, grads, strict=True):
-            # A factor of 0 means a norm that is not finite: 0 * inf must become 0, not NaN.
-            clipped = (grad * factor).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-            stack.update(clipped, group)
+    def _parameters(self) -> dict[str, Tensor]:
+        """Returns all parameters by their names."""
+        return {
+            name: parameter
+            for group in self.param_groups
+            for name, parameter in zip(group["names"], group["params"], strict=True)
+        }
 
-    def _restack(self, index: int, group: dict[str, Any], active: list[bool]) -> None:
-        """Forms new stacks of the active parameters by shape, type and age.
+    def _forget_layout(self) -> None:
+        """Lets every group be laid out anew at the next step."""
+        self._active: list[list[bool]] = [[] for _ in self.param_groups]
+        self._groups: list[ActiveParameters | None] = [None for _ in self.param_groups]
+        self._reduce: RowSums | None = None
+        self._reduced: list[int] = []
+
+    def _lay_out(self, index: int) -> bool:
+        """Lays out those parameters of a group that take part in this step; tells whether any do.
 
         When a parameter takes part for the first time, past norms say nothing about the new sum:
         the group's clipping begins anew too, as in a fresh run.
         """
-        for stack in self._stacks[index]:
-            self._resting.update(stack.split())
-        by_key: dict[tuple[Any, ...], list[tuple[str, Tensor, ParameterState]]] = {}
-        has_new = False
-        for name, parameter, is_active in zip(group["names"], group["params"], active, strict=True):
-            if not is_active:
-                continue
-            state = self._resting.pop(name, None)
-            if state is None:
-                has_new = True
-                state = ParameterState.start(parameter, group["size_update_period"])
-            key = (str(parameter.dtype), *parameter.shape)
-            by_key.setdefault((key, state.step), []).append((name, parameter, state))
-        self._stacks[index] = [ParameterStack(by_key[key]) for key in sorted(by_key)]
-        self._active[index] = active
-        if has_new:
+        group = self.param_groups[index]
+        active = [p.requires_grad and p.grad is not None for p in group["params"]]
+        if active == self._active[index] or not any(active):
+            return any(active)
+        laid_out = self._groups[index]
+        if laid_out is not None:
+            self._resting.update(laid_out.states())
+        period = group["size_update_period"]
+        names = list(compress(group["names"], active))
+        parameters = list(compress(group["params"], active))
+        if not self._resting.keys() >= set(names):
             self._clippers[index] = _new_clipper(group)
+        states = []
+        for name, parameter in zip(names, parameters, strict=True):
+            resting = self._resting.pop(name, None)
+            states.append(resting or ParameterState.start(parameter, period))
+        self._groups[index] = ActiveParameters(names, parameters, states, period)
+        self._active[index] = active
+        self._reduce = None
+        return True
+
+    def _laid_out(self, index: int) -> ActiveParameters:
+        group = self._groups[index]
+        assert group is not None
+        return group
+
+    def _global_sums(self, indexes: list[int]) -> Sequence[Tensor]:
+        """Returns the groups' sums over all processes; sharded parameters take one message."""
+        groups = [self._laid_out(index) for index in indexes]
+        if self._reduce is None or self._reduced != indexes:
+            self._reduce = RowSums([p for group in groups for p in group.parameters])
+            self._reduced = indexes
+        table = self._reduce(torch.cat([group.sums() for group in groups]))
+        return table.split([len(group.names) for group in groups])
 
     def _states(self) -> dict[str, ParameterState]:
         states = dict(self._resting)
-        for stacks in self._stacks:
-            for stack in stacks:
-                states.update(stack.split())
+        for group in self._groups:
+            states.update({} if group is None else group.states())
         return states
 
 
@@ -228,7 +278,7 @@ def _named_groups(params: Sequence[Any], lr: float) -> list[dict[str, Any]]:
 
 def _new_clipper(group: dict[str, Any]) -> MedianClipper:
     return MedianClipper(
-        group["clipping_scale"], group["clipping_update_period"], group["params"][0].device
+        group["clipping_scale"], group["clipping_update_period"], local(group["params"][0]).device
     )
 
 

@@ -1,177 +1,172 @@
-"""One stack of ScaledAdam: parameters of equal shape and age, and their state, in single tensors.
+"""Parameters of equal shape updated together, in torch's operations on any device.
 
-A stack's tensors have a leading dimension over its parameters, so one kernel updates them all.
-Outside of a stack each parameter's state is a `ParameterState` of its own: stacks are formed
-from these and split into them again, which is all that saving, freezing and loading need.
+A stack's tensors have a leading dimension over its parameters, so one kernel updates them all. On
+a GPU that is what counts, for there are hundreds of small parameters. On a CPU it is passes over
+memory that count: stacks are kept so small that what lies between two operations stays in the
+cache, and a large parameter is a stack of its own, which is only viewed, piece by piece.
+
+`spear.optim.loops` does the same for CPUs in one pass.
 """
 
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from spear.optim.shards import local
+from spear.optim.sizes import Coefficients
+from spear.optim.state import ParameterState
 
-@dataclass
-class ParameterState:
-    """What ScaledAdam remembers of one parameter of shape (*S); all tensors float32.
-
-    The last three tensors do not exist for a parameter of one element, whose size is not learned.
-    """
-
-    step: int
-    """Updates so far."""
-    exp_avg_sq: Tensor
-    """(*S): decaying mean of the squared gradient."""
-    delta: Tensor
-    """(*S): the update with momentum."""
-    param_rms: Tensor | None = None
-    """(): root mean square of the parameter when the size was last updated."""
-    scale_grads: Tensor | None = None
-    """(P,): gradients with respect to the log of the size since then."""
-    scale_exp_avg_sq: Tensor | None = None
-    """(): decaying mean of their squares."""
-
-    @classmethod
-    def start(cls, parameter: Tensor, size_update_period: int) -> "ParameterState":
-        """Returns the state before the first update."""
-        zeros = torch.zeros_like(parameter, dtype=torch.float32)
-        state = cls(step=0, exp_avg_sq=zeros, delta=zeros.clone())
-        if parameter.numel() > 1:
-            state.param_rms = _rms(parameter.detach().unsqueeze(0))[0]
-            state.scale_grads = zeros.new_zeros(size_update_period)
-            state.scale_exp_avg_sq = zeros.new_zeros(())
-        return state
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the fields that are set; tensors are copied, free of their stack."""
-        content = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {
-            name: value.clone() if isinstance(value, Tensor) else value
-            for name, value in content.items()
-            if value is not None
-        }
-
-    @classmethod
-    def from_dict(cls, content: dict[str, Any], device: torch.device) -> "ParameterState":
-        """Inverse of `to_dict`; the tensors are copied to `device`."""
-        moved: dict[str, Any] = {
-            name: value.to(device, copy=True) if isinstance(value, Tensor) else value
-            for name, value in content.items()
-        }
-        return cls(**moved)
+_MAX_ELEMENTS_CPU = (1 << 15) - 64
+"""Less than torch divides among threads: to wait for these takes longer than so few numbers do."""
+_MAX_ELEMENTS_GPU = 1 << 25
 
 
 class ParameterStack:
-    """Updates n parameters of one shape together.
+    """The elements of n parameters of one shape and type; of sharded ones this process's part.
 
     Args:
-        members: Name, parameter and state of each; shapes, types and steps agree.
+        rows: Place of each parameter in the vectors of its group.
+        parameters: These.
+        states: Theirs.
+
+    Attributes:
+        exp_avg_sq: (n, *S) float32.
+        delta: (n, *S) float32.
     """
 
-    def __init__(self, members: list[tuple[str, Tensor, ParameterState]]) -> None:
-        self.names = [name for name, _, _ in members]
-        self.parameters = [parameter for _, parameter, _ in members]
-        states = [state for _, _, state in members]
-        self.step = states[0].step
-        self.is_scalar = self.parameters[0].numel() == 1
-        self.exp_avg_sq = torch.stack([state.exp_avg_sq for state in states])
-        self.delta = torch.stack([state.delta for state in states])
-        if not self.is_scalar:
-            self.param_rms = _stack([state.param_rms for state in states])
-            self.scale_grads = _stack([state.scale_grads for state in states])
-            self.scale_exp_avg_sq = _stack([state.scale_exp_avg_sq for state in states])
+    def __init__(
+        self, rows: list[int], parameters: list[Tensor], states: list[ParameterState]
+    ) -> None:
+        self.rows, self.parameters = rows, parameters
+        self.exp_avg_sq = _stack([state.exp_avg_sq for state in states])
+        self.delta = _stack([state.delta for state in states])
+        self._index = torch.tensor(rows, device=self.delta.device)
 
-    def split(self) -> dict[str, ParameterState]:
-        """Returns the state of each parameter by its name, as views of the stack."""
-        states = {
-            name: ParameterState(self.step, self.exp_avg_sq[i], self.delta[i])
-            for i, name in enumerate(self.names)
-        }
-        if not self.is_scalar:
-            for i, state in enumerate(states.values()):
-                state.param_rms = self.param_rms[i]
-                state.scale_grads = self.scale_grads[i]
-                state.scale_exp_avg_sq = self.scale_exp_avg_sq[i]
-        return states
+    def locals(self) -> list[Tensor]:
+        """Returns the parameters' values; called without gradients, they share memory."""
+        return [local(parameter) for parameter in self.parameters]
 
-    def gradients(self) -> Tensor:
-        """Returns the gradients as one float32 tensor (n, *S); only a stack of one is a view."""
-        grads = [parameter.grad for parameter in self.parameters]
-        return _stack(grads).float()
+    def gradients(self) -> list[Tensor]:
+        """Returns their gradients."""
+        return [local(parameter.grad) for parameter in self.parameters]
 
-    def scaled_square(self, grad: Tensor, scalar_lr_scale: float) -> Tensor:
-        """Returns the squared norm, (), of the gradient (n, *S) as the update will weigh it."""
-        if self.is_scalar:
-            return grad.square().sum() * scalar_lr_scale**2
-        return (grad * self._per_tensor(self.param_rms)).square().sum()
+    def add_sums(self, sums: Tensor) -> None:
+        """Adds the sums of g^2, p g and p^2 of each parameter to its row of (N, 3) float64."""
+        for value, gradient, _, _ in self._pieces():
+            values, grads = value.float(), gradient.float()
+            products = (grads.square(), values * grads, values.square())
+            columns = torch.stack([product.sum(dim=1) for product in products], dim=1)
+            sums.index_add_(0, self._index, columns.to(sums))
 
-    def update(self, grad: Tensor, group: dict[str, Any]) -> None:
-        """Does one step with gradient (n, *S) and the options of `group`."""
-        delta = self._adam_direction(grad, group)
-        if not self.is_scalar:
-            values = _stack([parameter.detach() for parameter in self.parameters])
-            delta = self._scale(delta, values, grad, group)
-        beta1 = group["betas"][0]
-        # No bias correction: the first ten or so updates are smaller, which is welcome.
-        self.delta.mul_(beta1).add_(delta, alpha=1 - beta1)
-        torch._foreach_add_(self.parameters, list(self.delta.unbind(0)))
-        if self.is_scalar:
-            limit = group["scalar_max"]
-            torch._foreach_clamp_min_(self.parameters, -limit)
-            torch._foreach_clamp_max_(self.parameters, limit)
-        self.step += 1
+    def update(
+        self,
+        coefficients: Coefficients,
+        factor: Tensor,
+        is_good: Tensor,
+        betas: tuple[float, float],
+        eps: float,
+    ) -> None:
+        """Does one step; the formulae are those of `Coefficients`.
 
-    def _adam_direction(self, grad: Tensor, group: dict[str, Any]) -> Tensor:
-        """Adam's update without momentum: the gradient over its root mean square, times -lr."""
-        beta2 = group["betas"][1]
-        self.exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        bias_correction = 1 - beta2 ** (self.step + 1)
-        mean_square = self.exp_avg_sq
-        if bias_correction < 0.99:  # beyond that it changes nothing worth a kernel
-            mean_square = mean_square * (1.0 / bias_correction)
-        denominator = mean_square.sqrt().add_(group["eps"])
-        lr = group["lr"] * (group["scalar_lr_scale"] if self.is_scalar else 1.0)
-        return (grad * -lr).div_(denominator)
-
-    def _scale(self, delta: Tensor, values: Tensor, grad: Tensor, group: dict[str, Any]) -> Tensor:
-        """Makes the update proportional to each tensor's size; at times adds that of the size."""
-        period = group["size_update_period"]
-        phase = self.step % period
-        self.scale_grads[:, phase] = (values * grad).flatten(1).sum(dim=1)
-        if phase == period - 1:
-            self.param_rms.copy_(_rms(values))
-        delta.mul_(self._per_tensor(self.param_rms.clamp(min=group["param_min_rms"])))
-        if phase == period - 1 and self.step > 0:
-            delta.addcmul_(values, self._per_tensor(self._size_step(group)))
-        return delta
-
-    def _size_step(self, group: dict[str, Any]) -> Tensor:
-        """Returns the relative change of each tensor's size, (n,): Adam on the log of the size."""
-        period = group["size_update_period"]
-        beta2 = group["betas"][1] ** period  # this happens once in `period` steps
-        self.scale_exp_avg_sq.mul_(beta2).add_(
-            self.scale_grads.square().mean(dim=1), alpha=1 - beta2
+        Args:
+            coefficients: Of the whole group.
+            factor: () float32, by which the gradients are clipped.
+            is_good: () bool; where False, nothing changes.
+            betas: Decay of the momentum and of the mean squared gradient.
+            eps: Added to the root mean squared gradient.
+        """
+        is_seen = _lies_here(is_good)
+        if is_seen and not is_good.numpy():
+            return
+        gate = None if is_seen else is_good
+        correction, rate, growth, limit = (
+            numbers.index_select(0, self._index).unsqueeze(1)
+            for numbers in vars(coefficients).values()
         )
-        bias_correction = 1 - beta2 ** ((self.step + 1) // period)
-        lr = group["lr"] * group["scalar_lr_scale"]
-        denominator = self.scale_exp_avg_sq.sqrt() + group["eps"]
-        change = -lr * bias_correction**0.5 * self.scale_grads.sum(dim=1) / denominator
-        change = change.masked_fill(self.param_rms < group["param_min_rms"], 0.0)
-        change = change.clamp(min=-0.1, max=0.1)
-        headroom = (group["param_max_rms"] - self.param_rms) / self.param_rms
-        return torch.minimum(change, headroom)
+        for values, grads, exp_avg_sq, momentum in self._pieces():
+            grad = grads.float() * factor
+            mean_square = (exp_avg_sq * betas[1]).addcmul_(grad, grad, value=1 - betas[1])
+            root = (mean_square * correction).sqrt_().add_(eps)
+            delta = grad.mul_(rate).div_(root).addcmul_(values.float(), growth)
+            # No bias correction: the first ten or so updates are smaller, which is welcome.
+            delta.mul_(1 - betas[0]).add_(momentum, alpha=betas[0])
+            _store(mean_square, exp_avg_sq, gate)
+            _store(delta, momentum, gate)
+            # Adding -0.0 leaves every bit of a number.
+            self._move(values, delta if gate is None else torch.where(gate, delta, -0.0))
+        if self.parameters[0].numel() == 1:
+            self._clamp(limit)
 
-    def _per_tensor(self, numbers: Tensor) -> Tensor:
-        """Gives (n,) the trailing dimensions of the stack, so that it broadcasts."""
-        return numbers.view(-1, *[1] * (self.delta.dim() - 1))
+    def _pieces(self) -> Iterator[tuple[Tensor, ...]]:
+        """Yields parameters, gradients, mean squares and momentum as (n, m), piece by piece."""
+        count = len(self.rows)
+        wholes = (
+            _stack(self.locals()).reshape(count, -1),
+            _stack(self.gradients()).reshape(count, -1),
+            self.exp_avg_sq.view(count, -1),
+            self.delta.view(count, -1),
+        )
+        size = _max_elements(self.delta.device) if self._is_view else wholes[0].shape[1]
+        yield from zip(*(whole.split(size, dim=1) for whole in wholes), strict=True)
+
+    @property
+    def _is_view(self) -> bool:
+        """Whether the parameters in `_pieces` are the parameters themselves, not a copy."""
+        return len(self.rows) == 1 and local(self.parameters[0]).is_contiguous()
+
+    def _move(self, values: Tensor, delta: Tensor) -> None:
+        """Adds delta (n, m) to the parameters, of which `values` is a piece."""
+        if self._is_view:
+            values.add_(delta)
+        else:
+            torch._foreach_add_(self.locals(), list(delta.view_as(self.delta).unbind(0)))
+
+    def _clamp(self, limit: Tensor) -> None:
+        """Keeps parameters of one element within limit (n, 1)."""
+        limits = list(limit.view_as(self.delta).unbind(0))
+        torch._foreach_minimum_(self.locals(), limits)
+        torch._foreach_maximum_(self.locals(), torch._foreach_neg(limits))
 
 
-def _stack(tensors: list[Any]) -> Tensor:
+def form_stacks(parameters: list[Tensor], states: list[ParameterState]) -> Iterator[ParameterStack]:
+    """Yields stacks of the parameters, one of each shape and type, or more where these are large.
+
+    Parameters of which this process holds no element are left out.
+    """
+    by_kind: dict[tuple[Any, ...], list[int]] = {}
+    for row, parameter in enumerate(parameters):
+        own = local(parameter)
+        # A scalar is clamped, a shard of one element is not.
+        kind = (own.dtype, own.device, own.shape, parameter.numel() == 1)
+        if own.numel() > 0:
+            by_kind.setdefault(kind, []).append(row)
+    for (_, device, shape, _), rows in by_kind.items():
+        size = max(1, _max_elements(device) // shape.numel())
+        for first in range(0, len(rows), size):
+            some = rows[first : first + size]
+            yield ParameterStack(some, [parameters[r] for r in some], [states[r] for r in some])
+
+
+def _max_elements(device: torch.device) -> int:
+    """Returns how large stacks of several parameters, and pieces of large ones, become."""
+    return _MAX_ELEMENTS_CPU if device.type == "cpu" else _MAX_ELEMENTS_GPU
+
+
+def _lies_here(flag: Tensor) -> bool:
+    """Tells whether the host may look at a tensor without waiting for a device."""
+    return flag.device.type == "cpu"
+
+
+def _store(new: Tensor, own: Tensor, gate: Tensor | None) -> None:
+    """Copies new values into a state where the gate, () bool, is open; None is open."""
+    if gate is None:
+        own.copy_(new)
+    else:
+        torch.where(gate, new, own, out=own)
+
+
+def _stack(tensors: list[Tensor]) -> Tensor:
     """Stacks tensors; one alone is only viewed, which spares a copy of the largest matrices."""
     return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(tensors)
-
-
-def _rms(values: Tensor) -> Tensor:
-    """Returns the root mean square of each tensor of a stack: (n, *S) to (n,) float32."""
-    return values.float().square().flatten(1).mean(dim=1).sqrt()

@@ -35,7 +35,7 @@ def run(config: PretrainConfig) -> None:
                 ensure_index(source.path, num_jobs=max(1, config.num_workers))
         ranks.barrier()
         task = PretrainTask(config)
-        train(task, config.train, to_dict(config))
+        train(task, config.train, to_dict(config), profile=config.profile)
         if ranks.is_main:
             write_results(Path(config.train.output_dir), list(config.teachers))
 

@@ -50,5 +50,8 @@ class PretrainConfig:
     baseline_clips: int = 2000
     """Training clips in which the most frequent tokens are counted."""
 
+    profile: bool = False
+    """Trace 20 steps with torch's profiler into the run folder's profile/; `--profile` will do."""
+
     train: TrainConfig = field(default_factory=TrainConfig)
     """The loop: steps, learning rate, checkpoints, seed."""

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from spear.data.collate import PretrainBatch, StudentFrames
 from spear.data.tokens import MAX_CODEBOOK_SIZE
 from spear.errors import ConfigError
-from spear.pretrain.losses import LossConfig, TokenHead, frame_weights, token_metrics
+from spear.pretrain.losses import LossConfig, TokenHead, frame_weights
+from spear.pretrain.token_metrics import UnigramBaseline, token_metrics, usage_metrics
 from spear.training import LossTerm, Metric, StepOutput
 from spear.zipformer import Zipformer, ZipformerConfig
 
@@ -61,6 +62,7 @@ class PretrainModel(Zipformer):
     Attributes:
         mask_emb: (M,) parameter, replaces masked fbank frames.
         heads: Teacher -> `TokenHead`.
+        baselines: Teacher -> `UnigramBaseline`, of which nothing is saved.
         frames: Geometry of the student's frames.
     """
 
@@ -83,13 +85,22 @@ class PretrainModel(Zipformer):
                 for name, target in teachers.items()
             }
         )
-        for name, target in teachers.items():
-            frequent = torch.zeros(target.num_codebooks, dtype=torch.long)
-            self.register_buffer(f"frequent_{name}", frequent, persistent=False)
+        self.baselines = nn.ModuleDict(
+            {
+                name: UnigramBaseline(target.num_codebooks, target.codebook_size)
+                for name, target in teachers.items()
+            }
+        )
 
-    def set_frequent_tokens(self, teacher: str, frequent: Tensor) -> None:
-        """Sets the (N,) integer most frequent tokens, the baseline of a teacher's accuracy."""
-        self.get_buffer(f"frequent_{teacher}").copy_(frequent)
+    def set_token_counts(self, teacher: str, counts: Tensor) -> None:
+        """Sets how often each token (N, K) occurs in training: what the student must beat."""
+        self.baseline(teacher).set_counts(counts)
+
+    def baseline(self, teacher: str) -> UnigramBaseline:
+        """Returns what one knows of a teacher's tokens without listening."""
+        baseline = self.baselines[teacher]
+        assert isinstance(baseline, UnigramBaseline)
+        return baseline
 
     def encode(self, batch: PretrainBatch) -> Tensor:
         """Masks the features and runs the student.
@@ -104,31 +115,44 @@ class PretrainModel(Zipformer):
         return output
 
     def forward(self, batch: PretrainBatch) -> StepOutput:  # type: ignore[override]
-        """Computes every teacher's loss term and metrics on a batch.
+        """Computes every teacher's loss term and metrics on a batch, without waiting for a GPU.
 
         Returns:
             A term per teacher, counted in frames times codebooks, and the metrics of
-            `token_metrics`, each with the teacher's name before it.
+            `token_metrics` (in evaluation also of `usage_metrics`), each with the teacher's name
+            before it; in training `data/padding(%)`.
         """
         hidden = self.encode(batch).flatten(0, 1)
-        student_mask = batch.student_mask.flatten()
-        terms: dict[str, LossTerm] = {}
-        metrics: dict[str, Metric] = {}
-        for name, target in self.teachers.items():
-            places = batch.valid_frames[name]
-            tokens = batch.tokens[name].flatten(0, 1)[places]
-            is_masked = student_mask[places]
-            head = self.heads[name]
-            assert isinstance(head, TokenHead)
-            total, predictions = head.loss(
-                hidden[places], tokens, frame_weights(is_masked, self.loss_config.alpha)
-            )
-            weight = 1.0 if target.role == "speech" else self.loss_config.audio_weight
-            terms[name] = LossTerm(total, total.new_tensor(float(tokens.numel())), weight)
-            frequent = self.get_buffer(f"frequent_{name}")
-            values = token_metrics(predictions, tokens, is_masked, frequent, target.codebook_size)
-            metrics |= {f"{name}_{metric}": value for metric, value in values.items()}
-        return StepOutput(terms, metrics)
+        output = StepOutput({}, {"data/padding(%)": padding(batch)} if self.training else {})
+        for name in self.teachers:
+            term, metrics = self._predict(name, hidden, batch)
+            output.terms[name] = term
+            output.metrics |= {f"{name}_{metric}": value for metric, value in metrics.items()}
+        return output
+
+    def _predict(
+        self, name: str, hidden: Tensor, batch: PretrainBatch
+    ) -> tuple[LossTerm, dict[str, Metric]]:
+        """Returns what one teacher's head makes of all frames (B T', D)."""
+        target, head = self.teachers[name], self.heads[name]
+        assert isinstance(head, TokenHead)
+        places = batch.valid_frames[name]
+        tokens = batch.tokens[name].flatten(0, 1)[places]
+        is_masked = batch.student_mask.flatten()[places]
+        frames = hidden.index_select(0, places)  # its backward sorts nothing, unlike hidden[places]
+        loss = head.loss(frames, tokens, frame_weights(is_masked, self.loss_config.alpha))
+        weight = 1.0 if target.role == "speech" else self.loss_config.audio_weight
+        count = torch.full((), float(tokens.numel()), device=hidden.device)
+        metrics = token_metrics(loss, tokens, is_masked, self.baseline(name))
+        if not self.training:
+            metrics |= usage_metrics(loss, tokens, target.codebook_size)
+        return LossTerm(loss.total, count, weight), metrics
+
+
+def padding(batch: PretrainBatch) -> Metric:
+    """Returns the percentage of fbank frames that are padding."""
+    num_frames = torch.full((), float(batch.mask.numel()), device=batch.fbank_lens.device)
+    return Metric(100.0 * (num_frames - batch.fbank_lens.sum()), num_frames)
 
 
 def mask_features(

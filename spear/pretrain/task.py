@@ -4,8 +4,7 @@
 describes, and serves the loop. Validation is masked like training, with masks that never change.
 """
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,19 @@ from torch import nn
 
 from spear.audio.io import SAMPLE_RATE_HZ
 from spear.config import to_dict
-from spear.data.augment import Augmenter
 from spear.data.clip_index import ClipIndex
-from spear.data.collate import Collator, PretrainBatch, StudentFrames, TokenLayout
-from spear.data.dataset import BatchDataset, BatchLoader, open_noise, token_counts
+from spear.data.collate import PretrainBatch
+from spear.data.dataset import BatchDataset, BatchLoader, token_counts
 from spear.data.plan import BatchPlan
-from spear.errors import ConfigError, TokenError
-from spear.files import sha256_of
 from spear.pretrain.config import PretrainConfig
-from spear.pretrain.losses import required_teachers
-from spear.pretrain.masking import MaskSampler
-from spear.pretrain.model import PretrainModel, TeacherTarget
+from spear.pretrain.model import PretrainModel
+from spear.pretrain.reading import (
+    check_config,
+    make_collator,
+    make_loader,
+    open_index,
+    training_data,
+)
 from spear.progress import get_logger
 from spear.training import Position
 from spear.zipformer import set_schedule
@@ -59,33 +60,17 @@ class PretrainTask:
         self.config = config
         check_config(config)
         seed = config.train.seed
-        required = required_teachers(
-            config.loss.mode, {name: target.role for name, target in config.teachers.items()}
-        )
-        expected = {name: expected_tokens(name, t) for name, t in config.teachers.items()}
-        index = ClipIndex(config.data, required, expected)
-        collator = self._collator()
-        rates_hz = {n: t.frame_rate_hz for n, t in config.teachers.items() if t.role == "speech"}
-        augmenter = Augmenter(config.augment, rates_hz, open_noise(config.augment, index))
-        plan = BatchPlan(
-            index.table,
-            seed,
-            config.batch,
-            growth_s=config.augment.growth_s if rates_hz else 0.0,
-            keep_in=Path(config.train.output_dir) / PLANS,
-        )
-        self._train = self._loader(
-            BatchDataset(index, collator, seed, "train", augmenter), plan, config.num_workers
-        )
+        index = open_index(config, config.data)
+        self._fingerprints = [folder.fingerprint for folder in index.folders]
+        dataset, plan = training_data(config, index, Path(config.train.output_dir) / PLANS)
+        self._train = make_loader(config, dataset, plan, config.num_workers)
         self._valid: BatchLoader[PretrainBatch] | None = None
         if config.valid:
-            held_out = ClipIndex(config.valid, required, expected)
+            held_out = open_index(config, config.valid)
             _point_out_overlap(index, held_out)
-            self._valid = self._loader(
-                BatchDataset(held_out, collator, seed, "valid"),
-                BatchPlan(held_out.table, seed, config.batch),
-                min(config.num_workers, 2),
-            )
+            unaugmented = BatchDataset(held_out, make_collator(config), seed, "valid")
+            whole = BatchPlan(held_out.table, seed, config.batch)
+            self._valid = make_loader(config, unaugmented, whole, min(config.num_workers, 2))
         # The weights depend on the seed alone, not on what was drawn before.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -106,19 +91,49 @@ class PretrainTask:
         set_schedule(self._model, position.schedule)
         return False
 
-    def steps_in_epoch(self, epoch: int, world_size: int) -> int:
+    def steps_in_epoch(self, epoch: int, num_shares: int) -> int:
         """Returns the number of steps of an epoch, equal on all ranks."""
-        return self._train.plan.steps(epoch, world_size)
+        return self._train.plan.steps(epoch, num_shares)
 
     def train_batches(
-        self, epoch: int, start_step: int, rank: int, world_size: int
+        self, epoch: int, start_step: int, shares: range, num_shares: int
     ) -> Iterator[PretrainBatch]:
         """Yields this rank's batches of an epoch from step `start_step` on."""
-        return self._train.train(epoch, start_step, rank, world_size)
+        return self._train.train(epoch, start_step, shares, num_shares)
 
     def valid_batches(self, rank: int, world_size: int) -> Iterator[PretrainBatch]:
         """Yields this rank's share of the held-out clips; nothing without any."""
         return iter(()) if self._valid is None else self._valid.share(rank, world_size)
+
+    def longest_batch(self, epoch: int, num_shares: int) -> PretrainBatch:
+        """Makes the batch of an epoch that is largest with its padding."""
+        return self._train.longest(epoch, num_shares)
+
+    def loss_counts(self, batch: PretrainBatch) -> dict[str, float]:
+        """Returns, per teacher, the targets of a batch: valid frames times codebooks."""
+        return {
+            name: float(batch.valid_frames[name].numel() * target.num_codebooks)
+            for name, target in self.config.teachers.items()
+        }
+
+    def data_config(self) -> dict[str, Any]:
+        """Returns what decides which batches come and what is in them.
+
+        Content and weights of the folders, limits, masks, augmentation and seed; no paths, since
+        data may be moved.
+        """
+        config = self.config
+        return {
+            "sources": [
+                [content, source.weight]
+                for content, source in zip(self._fingerprints, config.data, strict=True)
+            ],
+            "batch": to_dict(config.batch),
+            "mask": to_dict(config.mask),
+            "augment": {**to_dict(config.augment), "noise_folder": None},
+            "mode": config.loss.mode,
+            "seed": config.train.seed,
+        }
 
     def model_config(self) -> dict[str, Any]:
         """Returns what rebuilds the student and its heads."""
@@ -137,30 +152,13 @@ class PretrainTask:
             parts.append(
                 f"{name}: loss {found['loss']:.4f}, accuracy masked "
                 f"{found['masked_accuracy']:.2%} (baseline {found['baseline_accuracy']:.2%}), "
-                f"unmasked {found['unmasked_accuracy']:.2%}"
+                f"unmasked {found['unmasked_accuracy']:.2%}, knows "
+                f"{found['information(bits)']:.2f} bits a frame"
             )
         return "; ".join(parts)
 
-    def _collator(self) -> Collator:
-        config = self.config
-        layouts = {
-            name: TokenLayout.of_rate(
-                name, target.frame_rate_hz, target.num_codebooks, target.codebook_size
-            )
-            for name, target in config.teachers.items()
-        }
-        num_mel_bins = config.student.feature_dim
-        frames = StudentFrames(config.student.frontend_pad)
-        return Collator(layouts, frames, MaskSampler(config.mask, num_mel_bins), num_mel_bins)
-
-    def _loader(
-        self, dataset: BatchDataset, plan: BatchPlan, num_workers: int
-    ) -> BatchLoader[PretrainBatch]:
-        pin_memory = self.config.train.device != "cpu" and torch.cuda.is_available()
-        return BatchLoader(dataset, plan, num_workers, pin_memory)
-
     def _set_baselines(self, index: ClipIndex) -> None:
-        """Finds the most frequent token of each codebook in the training data."""
+        """Counts the tokens of the training data: what the student must know better."""
         for name, target in self.config.teachers.items():
             counts = token_counts(
                 index,
@@ -172,8 +170,7 @@ class PretrainTask:
             )
             if not counts.any():
                 logger.warning("no training clip has tokens of %s: its head learns nothing", name)
-            frequent = torch.from_numpy(counts.argmax(axis=1))
-            self._model.set_frequent_tokens(name, frequent)
+            self._model.set_token_counts(name, torch.from_numpy(counts))
 
     def _describe(self, index: ClipIndex) -> None:
         for domain, is_domain in (("speech", ~index.is_audio), ("audio", index.is_audio)):
@@ -189,49 +186,14 @@ class PretrainTask:
         logger.info("model: %.2f M parameters", num_parameters / 1e6)
 
 
-RESULT_KEYS = ("loss", "masked_accuracy", "unmasked_accuracy", "baseline_accuracy")
+RESULT_KEYS = (
+    "loss",
+    "masked_accuracy",
+    "unmasked_accuracy",
+    "baseline_accuracy",
+    "information(bits)",
+)
 """What a validation says of each teacher; the tags are `{teacher}_{key}`."""
-
-
-def check_config(config: PretrainConfig) -> None:
-    """Refuses configurations that cannot work, before any data is opened.
-
-    Raises:
-        ConfigError: No teacher, a name that cannot be a parameter's, or a student whose frames
-            are not 20 ms apart.
-    """
-    if not config.teachers:
-        raise ConfigError("teachers is empty: name at least one teacher and its tokens")
-    for name in config.teachers:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-            raise ConfigError(
-                f"teachers.{name}: a teacher's name may have letters, digits, '_' and '-' only"
-            )
-    if config.student.output_downsampling_factor != 1:
-        raise ConfigError(
-            "student.output_downsampling_factor must be 1: targets are predicted at 50 Hz"
-        )
-    if config.num_workers < 0 or config.baseline_clips < 1:
-        raise ConfigError("num_workers must be 0 or more, baseline_clips 1 or more")
-
-
-def expected_tokens(name: str, target: TeacherTarget) -> Mapping[str, Any]:
-    """Returns what the sidecars of a teacher's tokens must say, by `TokenSidecar`'s fields.
-
-    Raises:
-        TokenError: The quantiser's file is missing.
-    """
-    expected: dict[str, Any] = {
-        "num_codebooks": target.num_codebooks,
-        "codebook_size": target.codebook_size,
-        "frame_rate_hz": target.frame_rate_hz,
-    }
-    if target.quantizer is not None:
-        path = Path(target.quantizer)
-        if not path.is_file():
-            raise TokenError(f"teachers.{name}.quantizer: no such file {path}")
-        expected["quantizer_sha256"] = sha256_of(path)
-    return expected
 
 
 def _point_out_overlap(train: ClipIndex, held_out: ClipIndex) -> None:

@@ -5,14 +5,13 @@ A checkpoint is a folder `checkpoints/step-00000100/`:
     model.safetensors      weights
     averaged.safetensors   running average of the weights since the start, float64
     optimizer.pt           optimiser and schedule (loads with weights_only=True)
-    rng-00000.safetensors  states of torch's generators, one file a rank
     state.json             position and counters
     config.json            what rebuilds the model
     checksums.json         size and SHA-256 of every other file
 
 It is written beside its place and renamed when everything is on disk. Which checkpoints stay is
-decided by `keep_last`, and one half way through the run stays as well: the average over the second
-half needs it.
+decided by `keep_last` and `keep_every`, and one half way through the run stays as well: the average
+over the second half needs it.
 """
 
 import json
@@ -27,16 +26,16 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from spear.errors import CheckpointError
+from spear.errors import CheckpointError, one_line
 from spear.files import atomic_folder, partial_name, sha256_of, sync
 from spear.model_folder import read_json_object
 from spear.progress import get_logger
 from spear.training.averaging import check_wide, mean_between
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MODEL, AVERAGED, OPTIMIZER = "model.safetensors", "averaged.safetensors", "optimizer.pt"
 STATE, CONFIG, CHECKSUMS = "state.json", "config.json", "checksums.json"
 _NAME = re.compile(r"step-(\d{8,})")
@@ -53,7 +52,6 @@ class CheckpointContent:
         optimizer: State of optimiser and schedule: plain containers, numbers, tensors.
         state: Position and counters, JSON; "num_averaged" is the number of contributions.
         config: What rebuilds the model, JSON.
-        rng: Every rank's generator states, as `pack_rng` made them.
     """
 
     model: Mapping[str, Tensor]
@@ -61,7 +59,6 @@ class CheckpointContent:
     optimizer: dict[str, Any]
     state: dict[str, Any]
     config: dict[str, Any]
-    rng: list[bytes]
 
 
 def checkpoint_path(run_folder: Path, step: int) -> Path:
@@ -85,15 +82,27 @@ def list_checkpoints(run_folder: Path) -> list[Path]:
 
 
 def save_checkpoint(path: Path, content: CheckpointContent) -> None:
-    """Writes a checkpoint folder; a killed process leaves either all of it or nothing."""
+    """Writes a checkpoint folder; a killed process leaves either all of it or nothing.
+
+    Raises:
+        CheckpointError: The disk is full, or cannot be written to; earlier checkpoints stay.
+    """
+    try:
+        _write(path, content)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path} cannot be saved ({one_line(error)}); earlier checkpoints are as they were: "
+            "make room, and the same command goes on from the last of them"
+        ) from error
+
+
+def _write(path: Path, content: CheckpointContent) -> None:
     with atomic_folder(path) as folder:
         save_file(_independent(content.model), folder / MODEL)
         averaged = _independent(content.averaged)
         check_wide(averaged)
         save_file(averaged, folder / AVERAGED)
         torch.save(content.optimizer, folder / OPTIMIZER)
-        for rank, packed in enumerate(content.rng):
-            (folder / rng_name(rank)).write_bytes(packed)
         _write_json(folder / STATE, {"format_version": FORMAT_VERSION, **content.state})
         _write_json(folder / CONFIG, content.config)
         sums = {
@@ -150,14 +159,27 @@ def newest_intact(run_folder: Path, names: Iterable[str] | None = None) -> Path 
     return None
 
 
-def remove_old(run_folder: Path, keep_last: int, pinned_step: int) -> list[Path]:
-    """Removes all but the newest `keep_last` checkpoints and the one at `pinned_step`.
+def remove_old(
+    run_folder: Path, keep_last: int, pinned_step: int, keep_every: int = 0
+) -> list[Path]:
+    """Removes all but the newest checkpoints and those that are to stay.
+
+    Args:
+        run_folder: The run.
+        keep_last: Newest checkpoints that stay.
+        pinned_step: One that stays.
+        keep_every: Those whose step is a multiple of this stay; 0: none.
 
     Returns:
         What was removed.
     """
     old = list_checkpoints(run_folder)[:-keep_last]
-    removed = [checkpoint for checkpoint in old if step_of(checkpoint) != pinned_step]
+    steps = {checkpoint: step_of(checkpoint) for checkpoint in old}
+    removed = [
+        checkpoint
+        for checkpoint, step in steps.items()
+        if step != pinned_step and not (keep_every and step % keep_every == 0)
+    ]
     for checkpoint in removed:
         # Renamed first: half a removed checkpoint must not look like a damaged one.
         doomed = checkpoint.with_name(partial_name(checkpoint.name))
@@ -223,27 +245,6 @@ def load_into(model: torch.nn.Module, state: Mapping[str, Tensor], origin: Path)
         more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise CheckpointError(f"{origin} does not fit the model: {'; '.join(problems[:8])}{more}")
     model.load_state_dict(state, strict=True)
-
-
-def rng_name(rank: int) -> str:
-    """Returns the name of the file with the generator states of a rank."""
-    return f"rng-{rank:05d}.safetensors"
-
-
-def pack_rng(device: torch.device) -> bytes:
-    """Returns the states of torch's default generators of this process as safetensors bytes."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return save(states)
-
-
-def restore_rng(path: Path, device: torch.device) -> None:
-    """Puts torch's default generators into the states that `pack_rng` saved."""
-    states = load_tensors(path)
-    torch.set_rng_state(states["cpu"])
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)
 
 
 def average_between(start: Path | None, end: Path) -> dict[str, Tensor]:

@@ -1,22 +1,13 @@
-"""The health of a run: non-finite numbers, and requests to stop, agreed by all ranks.
-
-One small all-reduce after each backward pass carries everything that the ranks must agree on, and
-one read of it is the only time that a step waits for the device. A step with a non-finite loss or
-gradient is skipped *before* the optimizer sees it, and its cuts are written down.
-"""
+"""The health of a run: skipped steps are written down, and signals stop it in good order."""
 
 import json
 import os
 import signal
 import threading
-from collections.abc import Iterable
-from dataclasses import dataclass
+import time
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
-
-import torch
-from torch import Tensor, nn
 
 from spear.distributed import Ranks
 from spear.errors import SpearError
@@ -24,49 +15,8 @@ from spear.progress import get_logger
 from spear.training.position import Position
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SAME_REQUEST_S = 2.0
 _logger = get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What all ranks agree on about a step.
-
-    Attributes:
-        is_finite: Whether every rank's loss and gradient are finite.
-        stop_signal: The number of a signal that some rank received, or 0.
-        audio_s: Seconds of audio of the step over all ranks.
-    """
-
-    is_finite: bool
-    stop_signal: int
-    audio_s: float
-
-
-def agree(
-    ranks: Ranks, loss: Tensor, grad_norm: Tensor, stop_signal: int, audio_s: Tensor
-) -> Verdict:
-    """Reaches the verdict on a step.
-
-    Args:
-        ranks: The processes of the run.
-        loss: () this rank's loss.
-        grad_norm: () norm of its gradient after DDP's averaging.
-        stop_signal: Signal that this rank received, or 0.
-        audio_s: () float64, seconds of audio over all ranks.
-    """
-    is_bad = ~(loss.detach().isfinite() & grad_norm.isfinite())
-    signal_number = audio_s.new_tensor(float(stop_signal))
-    flags = ranks.all_reduce(torch.stack([is_bad.to(audio_s), signal_number, audio_s]), "max")
-    bad, agreed_signal, total_audio_s = flags.tolist()
-    return Verdict(bad == 0.0, int(agreed_signal), total_audio_s)
-
-
-def gradient_norm(parameters: Iterable[nn.Parameter], device: torch.device) -> Tensor:
-    """Returns the 2-norm of all gradients together, (); not finite if any element is not."""
-    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if not grads:
-        return torch.zeros((), device=device)
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
 
 
 class BadBatches:
@@ -89,13 +39,13 @@ class BadBatches:
         """Notes a step that was fine."""
         self.in_a_row = 0
 
-    def bad(self, position: Position, ids: list[str], loss: Tensor) -> None:
+    def bad(self, position: Position, ids: list[str], loss_is_finite: bool) -> None:
         """Notes a skipped step; every rank calls this.
 
         Args:
             position: Before the step.
             ids: Cuts of this rank's batch.
-            loss: () this rank's loss: tells which rank's cuts are to blame.
+            loss_is_finite: Whether this rank's loss was: tells which rank's cuts are to blame.
 
         Raises:
             SpearError: It was the last of too many in a row.
@@ -106,7 +56,7 @@ class BadBatches:
             "step": position.step + 1,
             "epoch": position.epoch,
             "rank": self.ranks.rank,
-            "loss_is_finite": bool(loss.detach().isfinite()),
+            "loss_is_finite": loss_is_finite,
             "ids": ids,
         }
         lines = self.ranks.gather_bytes(json.dumps(record, ensure_ascii=False).encode())
@@ -114,15 +64,15 @@ class BadBatches:
             with open(self.path, "ab") as stream:
                 stream.write(b"".join(line + b"\n" for line in lines))
         _logger.warning(
-            "step %d skipped: its loss or gradient is not finite; cuts in %s",
+            "step %d skipped: its loss or gradient is not finite, or a spike; cuts in %s",
             position.step + 1,
             self.path,
         )
         if self.in_a_row >= self.max_in_a_row:
             raise SpearError(
                 f"step {position.step + 1}: {self.in_a_row} steps in a row had a non-finite loss "
-                f"or gradient; their cuts are in {self.path}; lower optim.base_lr, or train with "
-                "precision fp32"
+                f"or gradient, or a spike; their cuts are in {self.path}; lower optim.base_lr, or "
+                "train with precision fp32"
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -137,13 +87,21 @@ class BadBatches:
 class StopRequest:
     """While entered, SIGTERM and SIGUSR1 set `.signal` instead of ending the process.
 
-    Outside the main thread Python cannot catch signals: nothing is caught there.
+    A second one ends the process at once, with status 128 + signal. Signals within
+    `SAME_REQUEST_S` are one request: a scheduler and torchrun may both pass it on. Outside the
+    main thread Python cannot catch signals: nothing is caught there.
     """
 
     def __init__(self) -> None:
         self.signal = 0
+        self._since = 0.0
         self._process = os.getpid()
         self._previous: dict[int, Any] = {}
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The signals that are requests."""
+        return tuple(int(number) for number in STOP_SIGNALS)
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
@@ -165,4 +123,9 @@ class StopRequest:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
-        self.signal = number
+        now = time.monotonic()
+        if self.signal and now - self._since > SAME_REQUEST_S:
+            os.write(2, b"spear: second signal: ending at once, without a checkpoint\n")
+            os._exit(128 + number)
+        if not self.signal:
+            self.signal, self._since = number, now

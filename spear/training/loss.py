@@ -6,10 +6,12 @@ For terms k with weight w_k, sum t_kr and count n_kr on rank r of W,
 
 DDP averages gradients over ranks, so each rank differentiates sum_k w_k * W * t_kr / sum_r n_kr:
 the result is the gradient that one process would get from the union of all batches, however
-unequal they are, and also where a rank has nothing to count.
+unequal they are, and also where a rank has nothing to count. With gradient accumulation the counts
+are those of all batches of a step, known before the first of them is differentiated.
 """
 
 import zlib
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -30,29 +32,40 @@ class LossNormalizer:
         self.ranks = ranks
         self._names: list[str] | None = None
 
-    def __call__(self, terms: dict[str, LossTerm], audio_s: float) -> tuple[Tensor, Tensor]:
-        """Normalises one step.
+    def divisors(self, counts: Mapping[str, Tensor | float]) -> dict[str, Tensor]:
+        """Returns what the total of each term is divided by, () float32, over W.
 
         Args:
-            terms: This rank's terms.
-            audio_s: Seconds of audio of this rank's batch; they travel with the counts.
-
-        Returns:
-            The loss to differentiate, (), and the seconds of audio over all ranks, () float64.
+            counts: This rank's counts of one step, of all its batches together.
 
         Raises:
             SpearError: The names of the terms differ between ranks or steps.
         """
-        self._check_names(sorted(terms))
-        local = [terms[name].count.detach() for name in sorted(terms)]
-        numbers = torch.tensor(audio_s, dtype=torch.float64, device=self.ranks.device)
-        sums = torch.stack([*(count.to(numbers) for count in local), numbers])
-        sums = self.ranks.all_reduce(sums)
+        names = sorted(counts)
+        self._check_names(names)
+        numbers = torch.zeros(len(names), dtype=torch.float64, device=self.ranks.device)
+        for place, name in enumerate(names):
+            numbers[place] = counts[name]
+        sums = self.ranks.all_reduce(numbers)
+        shares = torch.where(sums > 0, sums, 1.0).float() / self.ranks.world_size
+        return dict(zip(names, shares, strict=True))
+
+    @staticmethod
+    def loss(terms: Mapping[str, LossTerm], divisors: Mapping[str, Tensor]) -> Tensor:
+        """Returns what this rank differentiates of one batch, () float32.
+
+        Raises:
+            SpearError: The terms are not those that were counted.
+        """
+        if terms.keys() != divisors.keys():
+            raise SpearError(
+                f"the loss has the terms {sorted(terms)} and counts for {sorted(divisors)}: a task "
+                "must return every term in every step, with count 0 where there is nothing to count"
+            )
         parts = [
-            terms[name].total * (terms[name].weight * self.ranks.world_size / _divisor(count))
-            for name, count in zip(sorted(terms), sums, strict=False)
+            terms[name].total.float() * (terms[name].weight / divisors[name]) for name in terms
         ]
-        return torch.stack([part.float() for part in parts]).sum(), sums[-1]
+        return torch.stack(parts).sum()
 
     def _check_names(self, names: list[str]) -> None:
         """Sums of different terms must never meet: they would be added without a sound."""
@@ -72,8 +85,3 @@ class LossNormalizer:
                 "a task must return every term on every rank"
             )
         self._names = names
-
-
-def _divisor(count: Tensor) -> Tensor:
-    """Returns the count as float32, 1 where nothing was counted on any rank."""
-    return torch.where(count > 0, count, 1.0).float()

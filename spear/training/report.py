@@ -1,4 +1,8 @@
-"""The report that a run leaves in its folder: `report.md`, and its curves as `report.png`."""
+"""The report that a run leaves in its folder: `report.md`, and its curves as `report.png`.
+
+It can be read in a terminal. `spear report` makes a page of the same records, with the values by
+codebook and everything else that the run left.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +34,7 @@ def write_report(
         num_skipped: Steps that were skipped for non-finite numbers.
         checkpoint: The last checkpoint.
     """
-    records = list(read_jsonl(run_folder / "metrics.jsonl"))
+    records = [_scalars(record) for record in read_jsonl(run_folder / "metrics.jsonl")]
     picture = run_folder / "report.png"
     facts = [
         ("steps", f"{position.step}"),
@@ -49,6 +53,11 @@ def write_report(
     if _plot(records, picture):
         blocks += ["## Curves", embed_picture(picture, "loss and other values by step")]
     write_markdown(run_folder / "report.md", blocks)
+
+
+def _scalars(record: dict[str, Any]) -> dict[str, Any]:
+    """Returns a line of metrics without its lists, which hold a value for each codebook."""
+    return {tag: value for tag, value in record.items() if not isinstance(value, list)}
 
 
 def _section(title: str, records: Sequence[dict[str, Any]], prefix: str) -> list[str]:

@@ -34,7 +34,13 @@ class LossTerm:
 
 @dataclass
 class Metric:
-    """A number to report: the sum of `total` over the sum of `count`, over steps and ranks."""
+    """What to report: the sum of `total` over the sum of `count`, over steps and ranks.
+
+    Attributes:
+        total: () for a number, (N,) for a list of one for each codebook, say, (N, K) for a table;
+            every rank and step has the same shape.
+        count: () or the shape of `total`.
+    """
 
     total: Tensor
     count: Tensor
@@ -67,7 +73,7 @@ class Task(Protocol):
     """What is trained, on what.
 
     Whatever changes the course of a run is a function of the arguments below, of the model's
-    state_dict or of torch's default generators: these are what a checkpoint restores.
+    state_dict or of torch's default generators, which are seeded before every batch.
     """
 
     model: nn.Module
@@ -83,11 +89,15 @@ class Task(Protocol):
         """Moves schedules and freezes or unfreezes; returns whether the trainable set changed."""
 
     def train_batches(
-        self, epoch: int, start_step: int, rank: int, world_size: int
+        self, epoch: int, start_step: int, shares: range, num_shares: int
     ) -> Iterator[Batch]:
-        """Yields this rank's batches of an epoch from step `start_step` on."""
+        """Yields this rank's batches of an epoch from step `start_step` on.
 
-    def steps_in_epoch(self, epoch: int, world_size: int) -> int:
+        Every step has `num_shares` batches over all ranks; this rank's are those of `shares`, and
+        they come one after another, step by step.
+        """
+
+    def steps_in_epoch(self, epoch: int, num_shares: int) -> int:
         """Returns the number of steps of an epoch, equal on all ranks."""
 
     def valid_batches(self, rank: int, world_size: int) -> Iterator[Batch]:
@@ -103,3 +113,27 @@ class DescribesValidation(Protocol):
 
     def describe_validation(self, metrics: dict[str, float]) -> str:
         """Returns one line about the values of a validation, by tag without `valid/`."""
+
+
+@runtime_checkable
+class HasData(Protocol):
+    """A task that can say what its data are: a run is not continued on other data."""
+
+    def data_config(self) -> dict[str, Any]:
+        """Returns, as JSON, everything that decides which batches come and what is in them."""
+
+
+@runtime_checkable
+class CountsLoss(Protocol):
+    """A task that knows before the forward pass what its loss will count, for accumulation."""
+
+    def loss_counts(self, batch: Any) -> dict[str, float]:
+        """Returns the count of each term of the loss of a batch, as its model will return them."""
+
+
+@runtime_checkable
+class HasLongestBatch(Protocol):
+    """A task that can say which batch needs most memory, to be tried before the first step."""
+
+    def longest_batch(self, epoch: int, num_shares: int) -> Batch:
+        """Returns the batch of an epoch that costs most; the same on every rank."""

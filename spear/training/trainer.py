@@ -1,57 +1,76 @@
 """The training loop: it runs alone or under torchrun, and knows no task.
 
-`Trainer.run` is the whole of it: batches of the rest of the epoch, a step each, and after a step
-whatever is due. Everything that the next step depends on is in the checkpoint, so a run that was
-killed and started again by the same command ends with the bits of one that was not.
+`Trainer.run` is the whole of it: the batches of a step, the step, and after it whatever is due.
+Everything that the next step depends on is in the checkpoint, so a run that was killed and started
+again by the same command ends with the bits of one that was not. The host never waits for the
+device within a step: it only does when a line of metrics, a validation or a checkpoint is due.
 """
 
 import contextlib
 import gc
-import json
 import warnings
-from collections.abc import Generator, Iterator
-from dataclasses import replace
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from spear import ledger
 from spear.distributed import Ranks, join_ranks
-from spear.errors import CheckpointError, ConfigError, SpearError
+from spear.errors import ConfigError, SpearError
 from spear.files import remove_partials, write_text
-from spear.optim import build_optimizer
-from spear.progress import get_logger
+from spear.progress import StepBar, get_logger
 from spear.training import checkpoint as checkpoints
-from spear.training.averaging import RunningAverage
-from spear.training.clock import Clock
+from spear.training.batch_log import BatchLog
 from spear.training.config import TrainConfig
 from spear.training.differences import describe_differences
-from spear.training.health import BadBatches, StopRequest, Verdict, agree, gradient_norm
+from spear.training.gpu_idle import GpuIdle
+from spear.training.health import StopRequest
 from spear.training.loss import LossNormalizer
-from spear.training.metrics import MetricSums, MetricWriter, describe_values, drop_after
+from spear.training.metrics import MetricWriter, describe_values, drop_after
 from spear.training.position import Position
+from spear.training.preflight import describe_memory, describe_trial, try_batch
+from spear.training.profiling import profiling
+from spear.training.randomness import seed_batch
 from spear.training.report import write_report
-from spear.training.task import Batch, DescribesValidation, StepOutput, Task
+from spear.training.run_state import RunState
+from spear.training.sharding import finish_gradients, gathered
+from spear.training.task import (
+    Batch,
+    CountsLoss,
+    DescribesValidation,
+    HasLongestBatch,
+    StepOutput,
+    Task,
+)
 from spear.training.validation import autocast, evaluate
+from spear.training.watchdog import Watchdog
 
 _logger = get_logger(__name__)
 
 
-def train(task: Task, config: TrainConfig, resolved_config: dict[str, Any] | None = None) -> None:
+def train(
+    task: Task,
+    config: TrainConfig,
+    resolved_config: dict[str, Any] | None = None,
+    *,
+    profile: bool = False,
+) -> None:
     """Trains a task until `config.max_steps`, or goes on with a run that was interrupted.
 
     Args:
         task: What to train. Its model lies on the CPU or on the right device already.
         config: How.
         resolved_config: The command's whole configuration, written to `config.yaml`.
+        profile: Whether to trace 20 steps with torch's profiler, into `profile/`.
 
     Raises:
-        ConfigError: The run folder holds a run of another model, or the device does not exist.
-        CheckpointError: No checkpoint of the run is intact.
+        ConfigError: The run folder holds a run of another model, of other data or of another
+            number of batches a step, the device does not exist, or its memory is not enough.
+        CheckpointError: No checkpoint of the run is intact, or none can be written.
         SpearError: Too many steps in a row were not finite, or the task broke its protocol.
         SystemExit: A signal asked to stop; the run is saved, and the status is 128 + signal.
     """
@@ -59,7 +78,9 @@ def train(task: Task, config: TrainConfig, resolved_config: dict[str, Any] | Non
         torch.set_num_threads(config.num_threads)
     group = join_ranks(config.device, config.backend, config.distributed_timeout_s)
     with group as ranks, StopRequest() as stop:
-        Trainer(task, config, ranks, stop).run(resolved_config)
+        stacks = Path(config.output_dir) / f"hang-{ranks.rank:05d}.txt"
+        with Watchdog(config.hang_timeout_s, stacks) as watchdog:
+            Trainer(task, config, ranks, stop, watchdog).run(resolved_config, profile)
 
 
 class Trainer:
@@ -70,64 +91,124 @@ class Trainer:
         config: How.
         ranks: The processes of the run.
         stop: Says when a signal asked to stop.
+        watchdog: Is told of progress.
     """
 
-    def __init__(self, task: Task, config: TrainConfig, ranks: Ranks, stop: StopRequest) -> None:
-        self.task, self.config, self.ranks, self.stop = task, config, ranks, stop
+    def __init__(
+        self, task: Task, config: TrainConfig, ranks: Ranks, stop: StopRequest, watchdog: Watchdog
+    ) -> None:
+        self.task, self.config, self.ranks = task, config, ranks
+        self.stop, self.watchdog = stop, watchdog
         self.folder = Path(config.output_dir)
-        self.device, self.use_bf16 = ranks.device, config.precision == "bf16"
-        self.model = task.model.to(self.device)
-        self.optimizer, self.scheduler = build_optimizer(task.parameter_groups(), config.optim)
-        self.average = RunningAverage(self.model) if ranks.is_main else None
-        self.model_config: dict[str, Any] = json.loads(json.dumps(task.model_config()))
-        self.position = Position(schedule_unit_s=config.schedule_unit_s)
+        self.use_bf16 = config.precision == "bf16"
+        self.state = RunState(task, config, ranks)
         self.normalize = LossNormalizer(ranks)
-        self.sums = MetricSums(ranks)
-        self.bad_batches = BadBatches(
-            self.folder / "bad_batches.jsonl", config.max_nonfinite_steps, ranks
-        )
-        self.clock = Clock()
+        self.gpu_idle = GpuIdle(ranks.device)
         self.writer: MetricWriter
+        self.bar: StepBar
+        self.batch_log: BatchLog | None = None
         self.forward: nn.Module | None = None
         self.saved_step = -1
+        if config.accumulate > 1 and not isinstance(task, CountsLoss):
+            raise ConfigError(
+                "train.accumulate is above 1, and this task cannot say before the forward pass "
+                "what its loss counts"
+            )
 
-    def run(self, resolved_config: dict[str, Any] | None = None) -> None:
+    @property
+    def position(self) -> Position:
+        """Where the run stands."""
+        return self.state.position
+
+    def run(self, resolved_config: dict[str, Any] | None = None, profile: bool = False) -> None:
         """Trains until `max_steps`, or until a signal."""
         self._resume_or_start()
         self._describe_run(resolved_config)
         if self._is_complete:
             _logger.info("%s is complete already: step %d", self.folder, self.position.step)
-        with contextlib.closing(self.writer), contextlib.closing(self._batches()) as batches:
-            for batch in batches:
-                verdict = self._train_step(batch)
-                self._do_what_is_due(verdict)
+        else:
+            self._check_needs()
+        profiler = profiling(self.folder / "profile", self.ranks.rank, profile)
+        with contextlib.closing(self.writer), contextlib.closing(self._steps()) as steps:
+            with profiler as profile_step, self.bar:
+                for batches in steps:
+                    signal = self._train_step(batches)
+                    profile_step()
+                    self.watchdog.beat()
+                    self.bar.update(self.position.step)
+                    self._do_what_is_due(signal)
+            self.state.verdicts.read()
         self._finish()
 
-    def _train_step(self, batch: Batch) -> Verdict:
-        """Forward, backward, agreement of all ranks, update."""
-        if self.task.before_step(self.position) or self.forward is None:
+    def _train_step(self, batches: Sequence[Batch]) -> int:
+        """Forward, backward, verdict, update; returns the signal that some rank received, or 0."""
+        state = self.state
+        if self.task.before_step(state.position) or self.forward is None:
             self.forward = self._wrap()
-        self.optimizer.zero_grad(set_to_none=True)
-        with autocast(self.device, self.use_bf16):
-            output: StepOutput = self.forward(batch.to(self.device))
-        loss, audio_s = self.normalize(output.terms, batch.audio_s)
-        loss.backward()
-        grad_norm = gradient_norm(self.model.parameters(), self.device)
-        verdict = agree(self.ranks, loss, grad_norm, self.stop.signal, audio_s)
-        if verdict.is_finite:
-            self.optimizer.step()
-            self.bad_batches.good()
-            self._note(output, grad_norm)
-        else:
-            self.bad_batches.bad(self.position, batch.ids, loss)
-        self.position = self.position.after_step(verdict.audio_s)
-        self._move_schedule()
-        if self.average is not None and self.position.step % self.config.averaging_every == 0:
-            self.average.update(self.model)
-        self.clock.step_done(verdict.audio_s)
-        return verdict
+        audio_s, signal = self._agree(sum(batch.audio_s for batch in batches))
+        self.gpu_idle.begin_step()
+        state.optimizer.zero_grad(set_to_none=True)
+        outputs, loss = self._forward_backward(batches)
+        finish_gradients(state.model, self.ranks)
+        state.optimizer.step(is_good=state.verdicts.judge(loss))
+        ids = [name for batch in batches for name in batch.ids]
+        state.verdicts.settle(state.optimizer.happened_tensor, state.position, ids)
+        self.gpu_idle.end_step()
+        self._note(outputs)
+        if self.batch_log is not None:
+            by_batch = [batch.ids for batch in batches]
+            self.batch_log.write(state.position.step + 1, state.position.epoch, by_batch)
+        state.position = state.position.after_step(audio_s)
+        state.move_schedule()
+        if state.average is not None and state.position.step % self.config.averaging_every == 0:
+            state.average.update(state.model)
+        state.clock.step_done(audio_s)
+        return signal
 
-    def _do_what_is_due(self, verdict: Verdict) -> None:
+    def _agree(self, audio_s: float) -> tuple[float, int]:
+        """Returns seconds of audio over all ranks, and a signal that any rank received, or 0."""
+        mine = self.stop.signal
+        total_s, *received = self.ranks.sum_on_host(
+            [audio_s, *(float(mine == number) for number in self.stop.numbers)]
+        )
+        signals = [n for n, count in zip(self.stop.numbers, received, strict=True) if count]
+        return total_s, max(signals, default=0)
+
+    def _forward_backward(self, batches: Sequence[Batch]) -> tuple[list[StepOutput], Tensor]:
+        """Adds up the gradients of a step's batches; returns what the model said, and the loss."""
+        outputs: list[StepOutput] = []
+        loss = torch.zeros((), device=self.ranks.device)
+        divisors = self._divisors_of(batches)
+        assert self.forward is not None
+        for number, batch in enumerate(batches):
+            is_last = number == len(batches) - 1
+            self._seed(number)
+            with contextlib.ExitStack() as stack:
+                if isinstance(self.forward, DistributedDataParallel) and not is_last:
+                    stack.enter_context(self.forward.no_sync())
+                with autocast(self.ranks.device, self.use_bf16):
+                    output: StepOutput = self.forward(batch.to(self.ranks.device))
+                if divisors is None:
+                    counts = {name: term.count.detach() for name, term in output.terms.items()}
+                    divisors = self.normalize.divisors(counts)
+                part = self.normalize.loss(output.terms, divisors)
+                part.backward()
+            loss = loss + part.detach()
+            outputs.append(output)
+        return outputs, loss
+
+    def _divisors_of(self, batches: Sequence[Batch]) -> dict[str, Tensor] | None:
+        """Returns the loss's divisors where several batches share them; else the model says."""
+        if len(batches) == 1:
+            return None
+        assert isinstance(self.task, CountsLoss)
+        counts: dict[str, float] = {}
+        for batch in batches:
+            for name, count in self.task.loss_counts(batch).items():
+                counts[name] = counts.get(name, 0.0) + count
+        return self.normalize.divisors(counts)
+
+    def _do_what_is_due(self, signal: int) -> None:
         """Writes metrics, validates, saves; ends the process when a signal asked for it."""
         step, config = self.position.step, self.config
         is_last = step == config.max_steps
@@ -138,152 +219,172 @@ class Trainer:
         is_half = step == self._half_way
         if is_last or is_half or (config.save_every and step % config.save_every == 0):
             self._save()
-        if verdict.stop_signal and not is_last:
+        if signal and not is_last:
             self._save()
             _logger.warning(
                 "stopped by signal %d after step %d: the same command goes on from there",
-                verdict.stop_signal,
+                signal,
                 step,
             )
-            raise SystemExit(128 + verdict.stop_signal)
-        self.clock.resume()
+            raise SystemExit(128 + signal)
+        self.state.clock.resume()
 
-    def _batches(self) -> Generator[Batch, None, None]:
-        """Yields this rank's batches, epoch after epoch, up to `max_steps`."""
+    def _steps(self) -> Generator[list[Batch], None, None]:
+        """Yields this rank's batches of each step, epoch after epoch, up to `max_steps`."""
         while not self._is_complete:
             yield from self._rest_of_epoch()
             if not self._is_complete:
-                self.position = self.position.next_epoch()
+                self.state.position = self.position.next_epoch()
 
-    def _rest_of_epoch(self) -> Iterator[Batch]:
-        epoch, rank, world_size = self.position.epoch, self.ranks.rank, self.ranks.world_size
-        num_steps = self.task.steps_in_epoch(epoch, world_size)
-        if num_steps < 1:
-            raise ConfigError(
-                f"epoch {epoch} has no batches for {world_size} processes: more data, "
-                "smaller batches or fewer processes are needed"
-            )
-        start = self.position.step_in_epoch
-        batches = iter(self.task.train_batches(epoch, start, rank, world_size))
-        self.clock.resume()
+    def _rest_of_epoch(self) -> Iterator[list[Batch]]:
+        epoch, start = self.position.epoch, self.position.step_in_epoch
+        num_steps = self._steps_in_epoch(epoch)
+        num_shares = self.state.batches_in_step
+        batches = iter(self.task.train_batches(epoch, start, self._shares, num_shares))
+        self.state.clock.resume()
         try:
             while self.position.step_in_epoch < num_steps and not self._is_complete:
-                batch = next(batches, None)
-                if batch is None:
+                found = [batch for _ in self._shares if (batch := next(batches, None)) is not None]
+                if len(found) < len(self._shares):
                     raise SpearError(
-                        f"rank {rank}: epoch {epoch} ended after {self.position.step_in_epoch} "
-                        f"of {num_steps} steps"
+                        f"rank {self.ranks.rank}: epoch {epoch} ended after "
+                        f"{self.position.step_in_epoch} of {num_steps} steps"
                     )
-                self.clock.data_arrived()
-                yield batch
+                self.state.clock.data_arrived()
+                yield found
         finally:
             close = getattr(batches, "close", None)
             if close is not None:  # a generator: it may hold files and workers
                 close()
 
+    def _steps_in_epoch(self, epoch: int) -> int:
+        num_shares = self.state.batches_in_step
+        num_steps = self.task.steps_in_epoch(epoch, num_shares)
+        if num_steps < 1:
+            raise ConfigError(
+                f"epoch {epoch} has no step of {num_shares} batches: more data, smaller batches, "
+                "fewer processes or less accumulation are needed"
+            )
+        return num_steps
+
     def _wrap(self) -> nn.Module:
         """Wraps the model for several processes; again whenever the trainable set changes."""
-        trainable = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
-        known = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        state, model = self.state, self.state.model
+        trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        known = {id(p) for group in state.optimizer.param_groups for p in group["params"]}
         unknown = [name for name, parameter in trainable if id(parameter) not in known]
         if unknown or not trainable:
             problem = f"{unknown[:5]} are in no parameter group" if unknown else "all is frozen"
             raise SpearError(f"step {self.position.step}: cannot train: {problem}")
-        if self.ranks.world_size == 1:
-            return self.model
+        if self.ranks.world_size == 1 or state.is_sharded:
+            return model
         self.forward = None
         gc.collect()  # an old wrapper's hooks on the parameters live until it is collected
         # Convolutions give their weights' gradients channels last; copying these few costs nothing.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+        device = self.ranks.device
         return DistributedDataParallel(
-            self.model,
-            device_ids=[self.device.index] if self.device.type == "cuda" else None,
+            model,
+            device_ids=[device.index] if device.type == "cuda" else None,
             gradient_as_bucket_view=True,
         )
 
-    def _move_schedule(self) -> None:
-        self.scheduler.step_batch(self.position.step)
-        self.scheduler.step_epoch(self.position.audio_hours)
+    def _check_needs(self) -> None:
+        """Says what the run takes, and tries its longest batch before the first step."""
+        state = self.state
+        if self.ranks.is_main:
+            _logger.info("%s", describe_memory(state.model, self._num_parts))
+        if not self.config.try_longest or not isinstance(self.task, HasLongestBatch):
+            return
+        self.task.before_step(self.position)
+        state.model.train()
+        batch = self.task.longest_batch(self.position.epoch, state.batches_in_step)
+        self._seed(0)
+        took_s = try_batch(state.model, batch, self.ranks, self.use_bf16, _plain_loss)
+        self.watchdog.beat()
+        steps_left = self.config.max_steps - self.position.step
+        if self.ranks.is_main:
+            text = describe_trial(
+                batch, took_s * self.config.accumulate, steps_left, self.ranks.device
+            )
+            _logger.info("%s", text)
 
-    def _note(self, output: StepOutput, grad_norm: Tensor) -> None:
-        """Adds a step's numbers to the sums of the interval, without waiting for the device."""
-        self.sums.add_output(output)
-        self.sums.add("optim/grad_norm", grad_norm)
-        self.sums.add("optim/scaled_grad_norm", self.optimizer.grad_norm_tensor)
-        self.sums.add("optim/clipped(%)", 100.0 * (self.optimizer.clip_factor_tensor < 1.0))
+    def _note(self, outputs: Sequence[StepOutput]) -> None:
+        """Adds a good step's numbers to the sums of the interval, without a look at them."""
+        state = self.state
+        is_good = state.optimizer.happened_tensor
+        for output in outputs:
+            state.sums.add_output(output, is_good)
+        optimizer = state.optimizer
+        for tag, value in (
+            ("optim/grad_norm", optimizer.plain_grad_norm_tensor),
+            ("optim/scaled_grad_norm", optimizer.grad_norm_tensor),
+            ("optim/clipped(%)", 100.0 * (optimizer.clip_factor_tensor < 1.0)),
+        ):
+            state.sums.add(tag, torch.where(is_good, value, 0.0), is_good)
 
     def _log(self) -> None:
         """Writes and prints the values of the interval that ends here."""
-        summed = self.sums.values()
-        self.sums.clear()
+        state = self.state
+        state.verdicts.read()
+        summed = state.sums.values()
+        state.sums.clear()
         values = {tag if "/" in tag else f"train/{tag}": value for tag, value in summed.items()}
-        values |= self.clock.take_interval().values()
-        values["optim/learning_rate"] = max(self.scheduler.get_last_lr())
+        interval = state.clock.take_interval()
+        ledger.note(audio_hours=interval.audio_s / 3600, last_step=self.position.step)
+        values |= interval.values() | self.gpu_idle.take()
+        values["optim/learning_rate"] = max(state.scheduler.get_last_lr())
         values["data/audio(hours)"] = self.position.audio_hours
-        values["health/skipped_steps"] = self.bad_batches.total
-        if self.device.type == "cuda":
+        values["health/skipped_steps"] = state.bad_batches.total
+        if self.ranks.device.type == "cuda":
             values["memory/max_reserved(GiB)"] = torch.cuda.max_memory_reserved() / 2**30
         self._write(values)
+        self.bar.update(self.position.step, describe_values(values))
         _logger.info(
             "step %d/%d, epoch %d: %s, eta %s",
             self.position.step,
             self.config.max_steps,
             self.position.epoch,
             describe_values(values),
-            self.clock.eta(self.config.max_steps - self.position.step),
+            state.clock.eta(self.config.max_steps - self.position.step),
         )
 
     def _validate(self) -> None:
         """Evaluates on the validation data; writes and prints the values."""
-        values = evaluate(self.task, self.ranks, self.config.seed, self.use_bf16)
+        with gathered(self.state.model):
+            values = evaluate(
+                self.task, self.ranks, self.config.seed, self.use_bf16, self.watchdog.watch
+            )
         if not values:
             return
         self._write({f"valid/{tag}": value for tag, value in values.items()})
         if isinstance(self.task, DescribesValidation):
             text = self.task.describe_validation(values)
         else:
-            text = ", ".join(f"{tag} {value:.4g}" for tag, value in values.items())
+            numbers = {tag: one for tag, one in values.items() if isinstance(one, float)}
+            text = ", ".join(f"{tag} {value:.4g}" for tag, value in numbers.items())
         _logger.info("step %d, validation: %s", self.position.step, text)
 
     def _write(self, values: dict[str, float]) -> None:
-        position = self.position
+        elapsed_s = round(self.state.clock.elapsed_s, 3)
         self.writer.write(
-            position.step, values, epoch=position.epoch, elapsed_s=round(self.clock.elapsed_s, 3)
+            self.position.step, values, epoch=self.position.epoch, elapsed_s=elapsed_s
         )
 
     def _save(self) -> None:
         """Writes a checkpoint, once a step."""
         if self.saved_step == self.position.step:
             return
-        sums = self.sums.state_dict()
-        rng = self.ranks.gather_bytes(checkpoints.pack_rng(self.device))
+        content = self.state.content()
         self.saved_step = self.position.step
-        if self.average is not None:
+        if content is not None:
             self.writer.flush()
-            path = self._checkpoint
-            state = {
-                "position": self.position.to_dict(),
-                "world_size": self.ranks.world_size,
-                "num_averaged": self.average.num_updates,
-                "bad_batches": self.bad_batches.state_dict(),
-                "metric_sums": sums,
-                "elapsed_s": self.clock.elapsed_s,
-                "torch_version": torch.__version__,
-            }
-            content = checkpoints.CheckpointContent(
-                model=self.model.state_dict(),
-                averaged=self.average.values,
-                optimizer={
-                    "optimizer": self.optimizer.state_dict(),
-                    "scheduler": self.scheduler.state_dict(),
-                },
-                state=state,
-                config=self.model_config,
-                rng=rng,
+            checkpoints.save_checkpoint(self._checkpoint, content)
+            checkpoints.remove_old(
+                self.folder, self.config.keep_last, self._half_way, self.config.keep_every
             )
-            checkpoints.save_checkpoint(path, content)
-            checkpoints.remove_old(self.folder, self.config.keep_last, self._half_way)
-            _logger.info("saved %s", path)
+            _logger.info("saved %s", self._checkpoint)
+        self.watchdog.beat()
         self.ranks.barrier()
 
     def _finish(self) -> None:
@@ -293,8 +394,8 @@ class Trainer:
             write_report(
                 self.folder,
                 self.position,
-                self.clock.elapsed_s,
-                self.bad_batches.total,
+                self.state.clock.elapsed_s,
+                self.state.bad_batches.total,
                 self._checkpoint,
             )
             _logger.info("done: %s", self.folder / "report.md")
@@ -315,68 +416,27 @@ class Trainer:
             step = -1 if found is None else checkpoints.step_of(found)
         step = self.ranks.broadcast_int(step)
         if step >= 0:
-            self._resume(checkpoints.checkpoint_path(self.folder, step))
-        else:
-            self._seed()
-        self._move_schedule()
-        is_main = self.ranks.is_main
+            path = checkpoints.checkpoint_path(self.folder, step)
+            self.state.restore(path)
+            self.saved_step = step
+            _logger.info("going on from %s", path)
+        self.state.move_schedule()
+        self._open_files()
+
+    def _open_files(self) -> None:
+        """Opens what is written while the run goes on, without what never came to pass."""
+        step, is_main = self.position.step, self.ranks.is_main
+        ledger.note(first_step=step)
+        self.bar = StepBar("train", self.config.max_steps, step)
         if is_main:
-            drop_after(self.bad_batches.path, self.position.step)
-        self.writer = MetricWriter(
-            self.folder, self.position.step, is_main, self.config.tensorboard
-        )
+            drop_after(self.state.bad_batches.path, step)
+        self.writer = MetricWriter(self.folder, step, is_main, self.config.tensorboard)
+        if self.config.log_batches:
+            self.batch_log = BatchLog(self.folder, self.ranks.rank, step)
 
-    def _resume(self, path: Path) -> None:
-        """Restores everything from a checkpoint."""
-        differences = describe_differences(checkpoints.load_config(path), self.model_config)
-        if differences:
-            raise ConfigError(
-                f"{self.folder} holds a run of another model ({'; '.join(differences)}): choose "
-                "another output_dir, or the model that it was begun with"
-            )
-        state = checkpoints.load_state(path)
-        model_file = path / checkpoints.MODEL
-        checkpoints.load_into(self.model, checkpoints.load_tensors(model_file), model_file)
-        saved = checkpoints.load_optimizer(path)
-        try:
-            self.optimizer.load_state_dict(saved["optimizer"])
-        except ValueError as error:
-            raise CheckpointError(f"{path} does not fit the optimiser: {error}") from error
-        self.scheduler.load_state_dict(saved["scheduler"])
-        if self.average is not None:
-            averaged = checkpoints.load_tensors(path / checkpoints.AVERAGED)
-            self.average.load(averaged, state["num_averaged"])
-        self.position = Position(**state["position"], schedule_unit_s=self.config.schedule_unit_s)
-        self.sums.load_state_dict(state["metric_sums"])
-        self.bad_batches.load_state_dict(state["bad_batches"])
-        self.clock = Clock(state["elapsed_s"])
-        self.saved_step = self.position.step
-        self._restore_rng(path, state["world_size"])
-        _logger.info("going on from %s", path)
-
-    def _restore_rng(self, path: Path, saved_world_size: int) -> None:
-        """Restores generators; with another number of processes, finds the nearest place."""
-        if saved_world_size == self.ranks.world_size:
-            rng = path / checkpoints.rng_name(self.ranks.rank)
-            checkpoints.restore_rng(rng, self.device)
-            return
-        done = self.position.step_in_epoch * saved_world_size // self.ranks.world_size
-        _logger.warning(
-            "%s was written by %d processes, now there are %d: epoch %d goes on at about the "
-            "same place (step %d of it), with new random numbers",
-            path,
-            saved_world_size,
-            self.ranks.world_size,
-            self.position.epoch,
-            done,
-        )
-        self.position = replace(self.position, step_in_epoch=done)
-        self._seed()
-
-    def _seed(self) -> None:
-        """Gives each rank its own stream of dropout, from the seed and the place in the run."""
-        entropy = (self.config.seed, self.ranks.rank, self.position.step)
-        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
+    def _seed(self, number: int) -> None:
+        """Seeds what is random in one of this rank's batches of the present step."""
+        seed_batch(self.config.seed, self.position.step, self._shares[number])
 
     def _describe_run(self, resolved_config: dict[str, Any] | None) -> None:
         """Writes `config.yaml`, and says what changed since the run was last started."""
@@ -390,6 +450,17 @@ class Trainer:
         write_text(path, yaml.safe_dump(resolved_config, sort_keys=False, allow_unicode=True))
 
     @property
+    def _shares(self) -> range:
+        """Which of a step's batches are this rank's."""
+        first = self.ranks.rank * self.config.accumulate
+        return range(first, first + self.config.accumulate)
+
+    @property
+    def _num_parts(self) -> int:
+        """Among how many processes the state of the run is spread."""
+        return self.ranks.world_size if self.state.is_sharded else 1
+
+    @property
     def _is_complete(self) -> bool:
         return self.position.step >= self.config.max_steps
 
@@ -401,3 +472,8 @@ class Trainer:
     @property
     def _checkpoint(self) -> Path:
         return checkpoints.checkpoint_path(self.folder, self.position.step)
+
+
+def _plain_loss(output: StepOutput) -> Tensor:
+    """Something of every term to differentiate, where nothing depends on its size."""
+    return torch.stack([term.total.float() for term in output.terms.values()]).sum()

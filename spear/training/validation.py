@@ -1,7 +1,8 @@
 """Evaluation of a task on its validation data, without a trace in the training."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +12,13 @@ from spear.training.metrics import MetricSums
 from spear.training.task import Task
 
 
-def evaluate(task: Task, ranks: Ranks, seed: int, use_bf16: bool = False) -> dict[str, float]:
+def evaluate(
+    task: Task,
+    ranks: Ranks,
+    seed: int,
+    use_bf16: bool = False,
+    watch: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> dict[str, float]:
     """Runs the model over the validation data of all ranks.
 
     The model is called without DDP, so ranks may have unequal numbers of batches.
@@ -21,6 +28,7 @@ def evaluate(task: Task, ranks: Ranks, seed: int, use_bf16: bool = False) -> dic
         ranks: The processes that share them.
         seed: Of torch's generators meanwhile: masks drawn from them are the same every time.
         use_bf16: Whether the model computes in bf16, as in training.
+        watch: Passes the batches on; a watchdog's sees that there is progress.
 
     Returns:
         Values by tag, over all ranks; empty without validation data.
@@ -28,7 +36,7 @@ def evaluate(task: Task, ranks: Ranks, seed: int, use_bf16: bool = False) -> dic
     sums = MetricSums(ranks)
     with evaluating(task.model, ranks.device), torch.no_grad():
         torch.manual_seed(seed)
-        for batch in task.valid_batches(ranks.rank, ranks.world_size):
+        for batch in watch(task.valid_batches(ranks.rank, ranks.world_size)):
             with autocast(ranks.device, use_bf16):  # around the model only, not the data
                 output = task.model(batch.to(ranks.device))
             sums.add_output(output)

@@ -146,7 +146,7 @@ def make_config_fixture():
 def trained_run(tone_shards, tmp_path_factory):
     """A recogniser that knows the five utterances by heart."""
     folder = tmp_path_factory.mktemp("exp") / "asr"
-    finetune(make_config(tone_shards, folder, max_steps=140))
+    finetune(make_config(tone_shards, folder, max_steps=200))
     return folder
 
 

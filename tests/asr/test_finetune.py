@@ -47,7 +47,7 @@ def test_the_run_folder_holds_all_that_decoding_needs(trained_run):
 
 
 def test_the_stored_configuration_is_the_one_of_the_run(trained_run, tone_shards, make_config):
-    expected = make_config(tone_shards, trained_run, max_steps=140)
+    expected = make_config(tone_shards, trained_run, max_steps=200)
     assert load_config(FinetuneAsrConfig, trained_run / "config.yaml") == expected
 
 

@@ -1,5 +1,6 @@
 import io
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -7,9 +8,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spear.optim import Eden, ScaledAdam
+from spear.optim import Eden, ScaledAdam, active, stack
 
 SHAPES = {"w1": (8, 6), "w2": (8, 6), "conv": (4, 3, 5), "b": (6,), "scale": (), "one": (1, 1)}
+
+
+@pytest.fixture(autouse=True, params=["compiled", "torch", "device"])
+def way(request, monkeypatch):
+    """Every test here is done by the compiled loops, by torch's operations, and as on a GPU."""
+    if request.param != "compiled":
+        monkeypatch.setattr(active, "is_installed", lambda: False)
+        monkeypatch.setattr(stack, "_lies_here", lambda flag: request.param == "torch")
+    elif not active.is_installed():
+        pytest.skip("numba is not installed")
+    return request.param
 
 
 def make_parameters(seed: int = 0, shapes: dict[str, tuple[int, ...]] = SHAPES) -> dict[str, Any]:
@@ -311,17 +323,122 @@ def test_a_step_never_waits_for_the_device():
         norm[0].item()
 
 
-def test_a_gradient_that_is_not_finite_moves_nothing_but_momentum():
+BAD = {
+    "infinite": lambda grad: grad.fill_(float("inf")),
+    "nan": lambda grad: grad.view(-1)[-1:].fill_(float("nan")),
+    "too large to be squared": lambda grad: grad.fill_(1e30),
+    "said to be": lambda grad: grad,
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_step_never_happened(kind):
+    """Also at the very first step, at one that updates sizes, and at one that sets a threshold."""
+
+    def run(bad_before: tuple[int, ...]) -> ScaledAdam:
+        parameters = make_parameters()
+        items = list(parameters.items())
+        groups = [{"named_params": items[:2]}, {"named_params": items[2:]}]
+        optimizer = ScaledAdam(groups, lr=0.04)
+        for step in range(50):
+            for name, parameter in parameters.items():
+                parameter.grad = gradient(name, 777, parameter.shape)
+            if step in bad_before:
+                BAD[kind](parameters["w1"].grad)  # in one tensor of one group
+                optimizer.step(is_good=torch.tensor(kind != "said to be"))
+                assert not optimizer.happened_tensor
+                assert optimizer.clip_factor_tensor.item() == 0.0
+            do_step(optimizer, parameters, step, outlier=step == 45)
+            assert optimizer.happened_tensor
+        optimizer.zero_grad()
+        return optimizer
+
+    smooth, rough = run(()), run((0, 1, 3, 10, 40, 41, 49))
+    one, two = smooth.state_dict(), rough.state_dict()
+    for group, other in zip(smooth.param_groups, rough.param_groups, strict=True):
+        for parameter, twin in zip(group["params"], other["params"], strict=True):
+            assert torch.equal(parameter, twin)
+    for name, state in one["parameters"].items():
+        assert_same_bits(state, two["parameters"][name])
+    for state, twin in zip(one["clipping"], two["clipping"], strict=True):
+        assert_same_bits(state, twin)
+
+
+def test_a_bad_step_keeps_the_sign_of_zero():
+    parameter = nn.Parameter(torch.tensor([-0.0, 1.0, -2.0]))
+    optimizer = ScaledAdam([("w", parameter)], lr=0.04)
+    parameter.grad = torch.ones(3)
+    optimizer.step(is_good=torch.tensor(False))
+    assert torch.equal(parameter.signbit(), torch.tensor([True, False, True]))
+
+
+def test_the_plain_norm_is_that_of_all_gradients():
     parameters = make_parameters()
-    optimizer = ScaledAdam(list(parameters.items()), lr=0.04, betas=(0.0, 0.98))
-    do_step(optimizer, parameters, 0)
-    before = values(parameters)
-    for name, parameter in parameters.items():
-        parameter.grad = gradient(name, 1, parameter.shape)
-    parameters["w1"].grad[0, 0] = float("inf")
-    optimizer.step()
-    assert_same_bits(values(parameters), before)
-    assert optimizer.clip_factor_tensor.item() == 0.0
+    items = list(parameters.items())
+    groups = [{"named_params": items[:2]}, {"named_params": items[2:]}]
+    optimizer = ScaledAdam(groups, lr=0.04)
+    do_step(optimizer, parameters, 3)
+    grads = torch.cat([parameter.grad.flatten() for parameter in parameters.values()])
+    assert optimizer.plain_grad_norm_tensor.item() == pytest.approx(grads.norm().item())
+
+
+def test_the_order_in_memory_of_a_gradient_does_not_matter():
+    """Convolutions give gradients channels last, and a transposed weight has a transposed one."""
+
+    def run(reorder: Callable[[Tensor], Tensor]) -> Tensor:
+        parameters = make_parameters(shapes={"w1": (4, 3, 5, 2), "w2": (4, 3, 5, 2)})
+        optimizer = ScaledAdam(list(parameters.items()), lr=0.04)
+        for step in range(6):
+            for name, parameter in parameters.items():
+                parameter.grad = reorder(gradient(name, step, parameter.shape))
+            optimizer.step()
+        return parameters["w2"].detach()
+
+    expected = run(lambda grad: grad)
+    got = run(lambda grad: grad.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+    got = run(lambda grad: grad.transpose(0, 3).contiguous().transpose(0, 3))
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_parameters_of_two_types_and_orders_share_a_group():
+    """A bfloat16 weight is updated from float32 state; a transposed one in its own order."""
+    shape = (6, 4)
+    exact = make_parameters(shapes={"w1": shape, "w2": shape})
+    optimizer = ScaledAdam(list(exact.items()), lr=0.04)
+    mixed = {
+        "w1": nn.Parameter(exact["w1"].detach().bfloat16()),
+        "w2": nn.Parameter(exact["w2"].detach().clone().t().contiguous().t()),
+    }
+    other = ScaledAdam(list(mixed.items()), lr=0.04)
+    for step in range(8):
+        for name in exact:
+            grad = gradient(name, step, torch.Size(shape)).bfloat16()
+            exact[name].grad, mixed[name].grad = grad.float(), grad.to(mixed[name].dtype)
+        optimizer.step()
+        other.step()
+    assert other.state_dict()["parameters"]["w1"]["delta"].dtype == torch.float32
+    torch.testing.assert_close(mixed["w1"].float(), exact["w1"], rtol=0.02, atol=0.01)
+    torch.testing.assert_close(mixed["w2"], exact["w2"], rtol=1e-5, atol=1e-6)
+
+
+def test_a_checkpoint_with_counters_that_are_numbers_is_read():
+    parameters = make_parameters()
+    optimizer = ScaledAdam(list(parameters.items()), lr=0.04)
+    for step in range(14):
+        do_step(optimizer, parameters, step)
+    state = optimizer.state_dict()
+    for saved in state["parameters"].values():
+        saved["step"] = int(saved["step"])
+    for saved in state["clipping"]:
+        saved |= {"step": int(saved["step"]), "window_start": int(saved["window_start"])}
+    resumed = {name: nn.Parameter(value) for name, value in values(parameters).items()}
+    other = ScaledAdam(list(resumed.items()), lr=0.04)
+    other.load_state_dict(state)
+    for step in range(14, 20):
+        do_step(optimizer, parameters, step)
+        do_step(other, resumed, step)
+    assert_same_bits(values(parameters), values(resumed))
 
 
 def test_clipped_fraction_counts_steps_since_the_threshold():

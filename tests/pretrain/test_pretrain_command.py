@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from test_pretrain_model import TEACHERS, small_student
 
 from spear.config import load_config, parse_config, to_dict, write_yaml
 from spear.data.augment import AugmentConfig
-from spear.data.dataset import SourceConfig
+from spear.data.clip_index import SourceConfig
 from spear.data.plan import BatchConfig
 from spear.errors import ConfigError, DataError, TokenError
 from spear.optim import OptimConfig
@@ -22,7 +23,7 @@ from spear.pretrain import command
 from spear.pretrain.command import PretrainConfig, run, write_results
 from spear.pretrain.losses import LossConfig
 from spear.pretrain.task import PretrainTask
-from spear.training import Position, TrainConfig, load_weights
+from spear.training import TrainConfig, load_weights
 
 STEPS = 30
 
@@ -85,7 +86,7 @@ def test_the_summary_is_the_last_validation_and_beats_the_baseline(finished):
     assert set(summary) == set(TEACHERS)
     for teacher, values in summary.items():
         assert values == {key: last[f"valid/{teacher}_{key}"] for key in values}
-        assert set(values) == {"masked_accuracy", "unmasked_accuracy", "baseline_accuracy", "loss"}
+        assert set(values) == set(command.RESULT_KEYS)
     assert summary["wavlm"]["unmasked_accuracy"] > summary["wavlm"]["baseline_accuracy"]
     report = (finished / "report.md").read_text()
     assert f"| wavlm | {summary['wavlm']['masked_accuracy']:.2%} |" in report
@@ -105,36 +106,6 @@ def test_running_again_changes_no_result(finished, corpus):
 def test_the_configuration_that_was_used_can_be_used_again(finished, corpus):
     loaded = load_config(PretrainConfig, finished / "config.yaml")
     assert to_dict(loaded) == to_dict(make_config(corpus, finished))
-
-
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_run_that_was_interrupted_ends_with_the_same_bits(corpus, tmp_path, num_workers):
-    """Data order, masks, mixing, dropout and optimiser all go on where they were."""
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    run(make_config(corpus, whole, max_steps=8))
-    config = make_config(corpus, broken, max_steps=8, num_workers=num_workers)
-    config.train.save_every = 5
-
-    class KilledError(Exception):
-        pass
-
-    class Kill(PretrainTask):
-        def before_step(self, position: Position) -> bool:
-            if position.step == 7:
-                raise KilledError
-            return super().before_step(position)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command, "PretrainTask", Kill)
-        with pytest.raises(KilledError):
-            run(config)
-    assert (broken / "checkpoints" / "step-00000005").is_dir()
-    run(config)
-    expected, _ = load_weights(whole, "last")
-    resumed, _ = load_weights(broken, "last")
-    for name, value in expected.items():
-        assert torch.equal(value, resumed[name]), name
-    assert (whole / "summary.json").read_text() == (broken / "summary.json").read_text()
 
 
 def test_two_processes_train_together(corpus, tmp_path, repo_dir):
@@ -159,7 +130,7 @@ def first_steps(task, num_steps, rank):
     """The batches of one of two ranks in the first steps of a run."""
     epoch, found = 0, []
     while len(found) < num_steps:
-        found += list(task.train_batches(epoch, 0, rank, 2))
+        found += list(task.train_batches(epoch, 0, range(rank, rank + 1), 2))
         epoch += 1
     return found[:num_steps]
 
@@ -207,7 +178,7 @@ def test_modes_ask_for_the_tokens_that_they_need(corpus, tmp_path):
     with pytest.raises(TokenError, match=r"no tokens of teacher 'dasheng' .there: wavlm."):
         PretrainTask(joint)
     disjoint = make_config(corpus, tmp_path, loss=LossConfig(mode="disjoint"))
-    batch = next(iter(PretrainTask(disjoint).train_batches(0, 0, 0, 1)))
+    batch = next(iter(PretrainTask(disjoint).train_batches(0, 0, range(1), 1)))
     assert not batch.token_valid["wavlm"][batch.is_audio].any()
     assert not batch.token_valid["dasheng"][~batch.is_audio].any()
 
@@ -342,5 +313,41 @@ def test_the_papers_configurations(repo_dir, name, millions, batch_s, hours):
 def test_interrupted_folders_of_another_model_are_refused(finished, corpus, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
-    with pytest.raises(ConfigError, match="another model"):
+    with pytest.raises(ConfigError, match="other settings of the model"):
         run(make_config(corpus, copy, max_steps=40, student=small_student(pos_dim=24)))
+
+
+def test_other_data_are_refused_and_moved_data_are_not(finished, corpus, tmp_path):
+    folder = tmp_path / "exp"
+    shutil.copytree(finished, folder)
+    louder = make_config(corpus, folder, augment=AugmentConfig(noise_snr_db=(0.0, 5.0)))
+    with pytest.raises(ConfigError, match=r"settings of the data \(augment.noise_snr_db"):
+        run(louder)
+    speech_only = make_config([corpus[0][:1], corpus[1]], folder)
+    with pytest.raises(ConfigError, match="settings of the data"):
+        run(speech_only)
+    moved = []
+    for part in corpus:
+        moved.append([])
+        for source in part:
+            copy = tmp_path / "moved" / Path(source.path).parent.name / Path(source.path).name
+            shutil.copytree(source.path, copy)
+            moved[-1].append(SourceConfig(str(copy)))
+    run(make_config(moved, folder, max_steps=STEPS + 1))
+    assert [line["step"] for line in records(folder)][-1] == STEPS + 1
+
+
+def test_the_longest_batch_is_the_largest_of_the_epoch(corpus, tmp_path):
+    task = PretrainTask(make_config(corpus, tmp_path))
+    batches = list(task.train_batches(0, 0, range(1), 1))
+    longest = task.longest_batch(0, 1)
+    sizes = [batch.fbank.size(0) * batch.audio_s for batch in batches]
+    assert longest.ids in [batch.ids for batch in batches]
+    assert longest.audio_s * len(longest.ids) > 0.8 * max(sizes)
+
+
+def test_counts_before_the_forward_pass_are_those_of_the_model(corpus, tmp_path):
+    task = PretrainTask(make_config(corpus, tmp_path))
+    for batch in task.train_batches(0, 0, range(1), 1):
+        terms = task.model(batch).terms
+        assert task.loss_counts(batch) == {name: float(term.count) for name, term in terms.items()}

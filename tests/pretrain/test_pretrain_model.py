@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 import torch
 from small_shards import CODEBOOKS, make_clip
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from spear.data.collate import Collator, Example, StudentFrames, TokenLayout
+from spear.distributed import Ranks
 from spear.errors import ConfigError
 from spear.pretrain.losses import LossConfig
 from spear.pretrain.masking import MaskConfig, MaskSampler
 from spear.pretrain.model import PretrainModel, TeacherTarget, mask_features
+from spear.training.metrics import MetricSums
 from spear.zipformer import Zipformer, ZipformerConfig, set_schedule
 
 TEACHERS = {
@@ -149,12 +152,74 @@ def test_every_parameter_gets_a_gradient_also_without_audio_clips():
 
 def test_the_baseline_is_that_of_the_tokens_set():
     model, batch = make_model().eval(), make_batch()
-    model.set_frequent_tokens("wavlm", torch.tensor([3, 4, 5, 6], dtype=torch.uint8))
+    frequent = torch.tensor([3, 4, 5, 6])
+    model.set_token_counts("wavlm", torch.nn.functional.one_hot(frequent, 16) * 9)
     metric = model(batch).metrics["wavlm_baseline_accuracy"]
     chosen = batch.token_valid["wavlm"] & batch.student_mask
-    expected = (batch.tokens["wavlm"][chosen] == torch.tensor([3, 4, 5, 6])).sum()
-    assert metric.total == expected
+    assert metric.total == (batch.tokens["wavlm"][chosen] == frequent).sum()
     assert metric.count == chosen.sum() * 4
+
+
+def test_each_codebook_has_its_numbers_and_evaluation_the_use_of_tokens():
+    model, batch = make_model(), make_batch()
+    in_training, in_evaluation = model.train()(batch).metrics, model.eval()(batch).metrics
+    for name, target in TEACHERS.items():
+        metric = in_training[f"{name}_codebook_masked_loss(nats)"]
+        assert metric.total.shape == (target.num_codebooks,)
+        table = in_evaluation[f"{name}_target_tokens"]
+        assert table.total.shape == (target.num_codebooks, 16)
+        assert table.total.sum() == table.count * target.num_codebooks
+        assert f"{name}_target_tokens" not in in_training
+
+
+def test_padding_is_the_share_of_frames_after_the_ends_of_clips():
+    metric = make_model().train()(make_batch()).metrics["data/padding(%)"]
+    lens = make_batch().fbank_lens.tolist()
+    expected = 100 * (1 - sum(lens) / (len(lens) * max(lens)))
+    assert (metric.total / metric.count).item() == pytest.approx(expected, rel=1e-5)
+    assert "data/padding(%)" not in make_model().eval()(make_batch()).metrics
+
+
+class RefusesToWait(TorchDispatchMode):
+    """Raises where a GPU would be waited for: a number is read, or comes from Python's memory."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "lift_fresh"}:
+            raise AssertionError(f"a GPU waits for {func}")
+        if name in {"index", "index_put", "index_put_"}:
+            indexes = [index for index in args[1] if index is not None]
+            assert not any(index.dtype == torch.bool for index in indexes), "a GPU waits for a mask"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "waits",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool(x.any()),
+        lambda x: x[x > 0],
+        lambda x: torch.tensor(1.0) + x,
+        lambda x: x.new_tensor(1.0),
+    ],
+)
+def test_waiting_would_be_noticed(waits):
+    with pytest.raises(AssertionError, match="a GPU waits"), RefusesToWait():
+        waits(torch.ones(3))
+
+
+def test_losses_and_metrics_of_a_step_wait_for_nothing(monkeypatch):
+    model, batch = make_model().train(), make_batch()
+    hidden = model.encode(batch)  # which looks at lengths on a CPU, and only there
+    monkeypatch.setattr(model, "encode", lambda batch: hidden)
+    sums = MetricSums(Ranks(torch.device("cpu")))
+    is_good = torch.tensor(True)
+    with RefusesToWait():
+        output = model(batch)
+        sum(term.weight * term.total for term in output.terms.values()).backward()
+        sums.add_output(output, is_good)
+        sums.add("optim/grad_norm", 1.5)
+    assert sums.values()["wavlm_loss"] > 0
 
 
 def test_a_clips_targets_do_not_depend_on_its_batch_mates():

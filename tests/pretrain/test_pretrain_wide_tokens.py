@@ -14,6 +14,7 @@ from spear.data.augment import AugmentConfig
 from spear.data.clip_index import ClipIndex, SourceConfig
 from spear.data.dataset import token_counts
 from spear.data.shards import ShardFolder
+from spear.data.verify_shard import check_tokens
 from spear.errors import TokenError
 from spear.mvq import KMeansQuantizer, load_quantizer
 from spear.mvq import command as train_quantizer
@@ -83,12 +84,12 @@ def test_verify_finds_tokens_of_the_wrong_width_or_range(chain):
     sidecar = folder.sidecar("logmel")
     tokens = folder.tokens(folder.infos[0], "logmel")
     seconds = folder.infos[0].duration_s
-    assert verify.check_tokens(tokens, seconds, sidecar) == []
-    (problem,) = verify.check_tokens(tokens.astype(np.uint8), seconds, sidecar)
+    assert check_tokens(tokens, seconds, sidecar) == []
+    (problem,) = check_tokens(tokens.astype(np.uint8), seconds, sidecar)
     assert problem == "uint8 where a codebook of 300 has uint16"
     tokens = tokens.copy()
     tokens[0] = 300
-    (problem,) = verify.check_tokens(tokens, seconds, sidecar)
+    (problem,) = check_tokens(tokens, seconds, sidecar)
     assert problem == "value 300 in a codebook of 300"
 
 
@@ -107,8 +108,9 @@ def test_batches_carry_the_tokens_of_the_files(chain, tmp_path):
 
 def test_the_baseline_of_accuracies_may_be_a_code_above_255(chain, tmp_path):
     task = PretrainTask(pretrain_config(chain, tmp_path / "exp"))
-    task.model.set_frequent_tokens("logmel", torch.tensor([299]))
-    assert task.model.get_buffer("frequent_logmel").tolist() == [299]
+    counts = torch.nn.functional.one_hot(torch.tensor([299]), 300)
+    task.model.set_token_counts("logmel", counts)
+    assert task.model.baseline("logmel").frequent.tolist() == [299]
 
 
 def test_a_student_learns_them_with_token_mixing(chain, tmp_path):

@@ -28,8 +28,6 @@ def assert_same_run(first: Path, second: Path, step: int, metrics: bool = True) 
     for state in states:
         del state["elapsed_s"]
     assert_equal(states[0], states[1], "state")
-    for rng in sorted(one.glob("rng-*")):
-        assert_equal(load_file(rng), load_file(two / rng.name), rng.name)
     if metrics:
         assert_equal(curves(first), curves(second), "metrics")
 

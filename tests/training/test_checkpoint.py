@@ -1,5 +1,7 @@
 import json
 import os
+import resource
+import signal
 
 import pytest
 import torch
@@ -20,15 +22,10 @@ from spear.training.checkpoint import (
     load_state,
     load_weights,
     newest_intact,
-    pack_rng,
     remove_old,
-    restore_rng,
-    rng_name,
     save_checkpoint,
     step_of,
 )
-
-CPU = torch.device("cpu")
 
 
 class Walk:
@@ -61,7 +58,6 @@ class Walk:
             optimizer={"lr": 0.25, "delta": torch.arange(3.0)},
             state={"position": {"step": step}, "num_averaged": average.num_updates},
             config={"dim": [3, 2]},
-            rng=[pack_rng(CPU)],
         )
         save_checkpoint(checkpoint_path(self.folder, step), content)
 
@@ -79,7 +75,6 @@ def test_a_checkpoint_holds_what_the_contract_names(tmp_path):
         "model.safetensors",
         "averaged.safetensors",
         "optimizer.pt",
-        "rng-00000.safetensors",
         "state.json",
         "config.json",
         "checksums.json",
@@ -166,16 +161,38 @@ def test_other_names_are_no_checkpoints(tmp_path):
         step_of(folder / "notes")
 
 
-def test_a_failure_while_saving_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+@pytest.mark.parametrize("place", ["save_file", "torch.save"])
+def test_a_full_disk_keeps_the_checkpoints_and_says_what_to_do(tmp_path, monkeypatch, place):
     walk = Walk(tmp_path, {4}, 4)
 
     def full(*args):
-        raise OSError("no space left")
+        # torch reports a failed write as a RuntimeError, the system as an OSError
+        error = RuntimeError if place == "torch.save" else OSError
+        raise error("No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="no space"):
-        walk.save(4, RunningAverage(walk.model))
-    assert find_damage(checkpoint_path(tmp_path, 4)) is None
+    monkeypatch.setattr(f"spear.training.checkpoint.{place}", full)
+    with pytest.raises(CheckpointError, match=r"No space left.*earlier checkpoints.*make room"):
+        walk.save(6, RunningAverage(walk.model))
+    assert newest_intact(tmp_path) == checkpoint_path(tmp_path, 4)
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+
+
+def test_a_file_size_limit_of_the_system_is_met_like_a_full_disk(tmp_path):
+    """With a real limit, in a process of its own: the write itself fails."""
+    walk = Walk(tmp_path, {4}, 4)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
+            walk.save(6, RunningAverage(walk.model))
+        except CheckpointError:
+            status = 7
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert newest_intact(tmp_path) == checkpoint_path(tmp_path, 4)
     assert len(list((tmp_path / "checkpoints").iterdir())) == 1
 
 
@@ -186,6 +203,13 @@ def test_the_newest_and_the_pinned_checkpoint_stay(tmp_path):
     assert [step_of(path) for path in list_checkpoints(tmp_path)] == [6, 10, 12]
     assert len(list((tmp_path / "checkpoints").iterdir())) == 3
     assert remove_old(tmp_path, keep_last=2, pinned_step=6) == []
+
+
+def test_every_nth_checkpoint_stays_for_good(tmp_path):
+    Walk(tmp_path, {2, 4, 6, 8, 10, 12, 14}, 14)
+    removed = remove_old(tmp_path, keep_last=1, pinned_step=6, keep_every=4)
+    assert [step_of(path) for path in removed] == [2, 10]
+    assert [step_of(path) for path in list_checkpoints(tmp_path)] == [4, 6, 8, 12, 14]
 
 
 def test_averaged_weights_are_those_of_the_second_half(tmp_path):
@@ -255,16 +279,6 @@ def test_shared_and_sliced_tensors_are_saved_whole(tmp_path):
     weights, _ = load_weights(tmp_path)
     assert torch.equal(weights["tied.weight"], weights["weight"])
     assert weights["column"].tolist() == [1.0, 5.0, 9.0]
-
-
-def test_random_numbers_go_on_where_they_were(tmp_path):
-    torch.manual_seed(3)
-    torch.rand(7)
-    (tmp_path / rng_name(0)).write_bytes(pack_rng(CPU))
-    expected = torch.rand(5)
-    torch.manual_seed(4)
-    restore_rng(tmp_path / rng_name(0), CPU)
-    assert torch.equal(torch.rand(5), expected)
 
 
 def test_a_format_of_another_version_is_refused(tmp_path):

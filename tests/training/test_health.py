@@ -6,43 +6,22 @@ import time
 
 import pytest
 import torch
-from torch import nn
 
 from spear.distributed import Ranks
 from spear.errors import SpearError
-from spear.training.health import BadBatches, StopRequest, agree, gradient_norm
+from spear.training.health import BadBatches, StopRequest
 from spear.training.position import Position
 
 RANKS = Ranks(torch.device("cpu"))
-AUDIO_S = torch.tensor(12.25, dtype=torch.float64)
-
-
-@pytest.mark.parametrize("loss", [1.0, float("nan"), float("inf")])
-@pytest.mark.parametrize("norm", [1.0, float("nan"), float("inf")])
-def test_a_step_is_fine_when_loss_and_gradient_are(loss, norm):
-    verdict = agree(RANKS, torch.tensor(loss), torch.tensor(norm), 0, AUDIO_S)
-    assert verdict.is_finite == (loss == norm == 1.0)
-    assert verdict.audio_s == 12.25 and verdict.stop_signal == 0
-
-
-def test_one_bad_element_shows_in_the_norm():
-    parameters = [nn.Parameter(torch.ones(size)) for size in (3, 2, 1)]
-    assert gradient_norm(parameters, RANKS.device).item() == 0.0
-    parameters[0].grad = torch.tensor([3.0, 0.0, 0.0])
-    parameters[1].grad = torch.tensor([0.0, -4.0])
-    assert gradient_norm(parameters, RANKS.device).item() == pytest.approx(5.0)
-    parameters[1].grad[0] = float("nan")
-    assert not gradient_norm(parameters, RANKS.device).isfinite()
 
 
 def test_only_steps_in_a_row_end_the_run(tmp_path):
     bad = BadBatches(tmp_path / "bad_batches.jsonl", 2, RANKS)
-    nan = torch.tensor(float("nan"))
-    bad.bad(Position(step=4), ["a", "b"], nan)
+    bad.bad(Position(step=4), ["a", "b"], False)
     bad.good()
-    bad.bad(Position(step=6), ["c"], torch.tensor(1.0))
+    bad.bad(Position(step=6), ["c"], True)
     with pytest.raises(SpearError, match="step 8: 2 steps in a row"):
-        bad.bad(Position(step=7), ["é"], nan)
+        bad.bad(Position(step=7), ["é"], False)
     records = [json.loads(line) for line in bad.path.read_text("utf-8").splitlines()]
     assert [(r["step"], r["ids"], r["loss_is_finite"]) for r in records] == [
         (5, ["a", "b"], False),
@@ -58,8 +37,23 @@ def test_a_signal_becomes_a_request(number):
         assert stop.signal == 0
         os.kill(os.getpid(), number)
         assert stop.signal == number
-    verdict = agree(RANKS, torch.tensor(1.0), torch.tensor(1.0), stop.signal, AUDIO_S)
-    assert verdict.stop_signal == number and verdict.is_finite
+        os.kill(os.getpid(), number)  # passed on twice, by torchrun and the scheduler, say
+        assert stop.signal == number
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_second_signal_ends_the_process_at_once(second, monkeypatch, capfd):
+    monkeypatch.setattr("spear.training.health.SAME_REQUEST_S", 0.0)
+    child = os.fork()
+    if child == 0:
+        with StopRequest():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.05)
+            os.kill(os.getpid(), second)
+            time.sleep(5)
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + second
+    assert "ending at once" in capfd.readouterr().err
 
 
 def test_a_forked_child_still_dies_of_the_signal():

@@ -5,7 +5,7 @@ import torch
 
 from spear.distributed import Ranks
 from spear.errors import MissingPackageError
-from spear.training import metrics
+from spear.training import board
 from spear.training.metrics import (
     MetricSums,
     MetricWriter,
@@ -53,7 +53,7 @@ def test_adding_keeps_no_graph_and_takes_no_float32_detour():
     for _ in range(1000):
         sums.add("x", torch.tensor(16777217.0, dtype=torch.float64, requires_grad=True))
     assert sums.values()["x"] == 16777217.0
-    assert not sums._sums["x"].requires_grad
+    assert not any(flat.requires_grad for flat in sums._sums.values())
 
 
 def test_sums_survive_a_restart():
@@ -64,6 +64,94 @@ def test_sums_survive_a_restart():
     for one in (sums, again):
         one.add_output(output(1.0, 3.0, 1.0, 7.0))
     assert again.values() == sums.values()
+
+
+def listed(totals, count, tag="accuracy_by_book"):
+    return StepOutput({}, {tag: Metric(torch.tensor(totals), torch.tensor(count))})
+
+
+def test_a_list_is_averaged_place_by_place():
+    sums = MetricSums(RANKS)
+    sums.add_output(listed([3.0, 0.0], 4.0))
+    sums.add_output(listed([1.0, 1.0], 1.0))
+    sums.add("table", torch.tensor([[1, 2], [3, 4]]), torch.tensor(2))
+    assert sums.values() == {"accuracy_by_book": [0.8, 0.2], "table": [[0.5, 1.0], [1.5, 2.0]]}
+
+
+def test_a_list_with_a_place_that_was_not_counted_is_left_out():
+    sums = MetricSums(RANKS)
+    sums.add("x", torch.tensor([1.0, 2.0]), torch.tensor([1.0, 0.0]))
+    assert sums.values() == {}
+    sums.add("x", torch.tensor([1.0, 2.0]), torch.tensor([1.0, 1.0]))
+    assert sums.values() == {"x": [1.0, 4.0]}
+
+
+def test_lists_have_six_digits_and_numbers_all():
+    sums = MetricSums(RANKS)
+    sums.add("x", torch.ones(1, dtype=torch.float64), 3)
+    sums.add("y", 1.0, 3.0)
+    assert sums.values() == {"x": [0.333333], "y": 1 / 3}
+
+
+def test_outputs_of_skipped_steps_add_nothing_not_even_nan():
+    sums = MetricSums(RANKS)
+    sums.add_output(output(10.0, 5.0, 1.0, 1.0), torch.tensor(True))
+    sums.add_output(output(float("nan"), 5.0, float("inf"), 1.0), torch.tensor(False))
+    assert sums.values()["speech_loss"] == 2.0 and sums.values()["audio_loss"] == 1.0
+
+
+def test_a_sum_that_was_saved_goes_on_to_the_same_bits():
+    parts = [0.1, 0.2, 0.3, 0.7, 1e-9, 1 / 3]
+    straight, before = MetricSums(RANKS), MetricSums(RANKS)
+    for part in parts[:3]:
+        before.add_output(listed([part, part / 7], 1.0))
+    resumed = MetricSums(RANKS)
+    resumed.load_state_dict(json.loads(json.dumps(before.state_dict())))
+    for part in parts:
+        straight.add_output(listed([part, part / 7], 1.0))
+    for part in parts[3:]:
+        resumed.add_output(listed([part, part / 7], 1.0))
+    assert resumed.totals() == straight.totals()
+
+
+class FakeRanks(Ranks):
+    """Two ranks, of which this is one: the other has the same numbers, and tags beside them."""
+
+    def prepare(self, other_tags):
+        object.__setattr__(self, "log", [])
+        object.__setattr__(self, "other_tags", other_tags)
+        return self
+
+    def all_reduce(self, tensor, operation="sum"):
+        self.log.append("reduce")
+        tensor *= 2.0
+        tensor[0] += not self.other_tags <= {"x"} and self.log.count("gather") == 0
+        return tensor
+
+    def gather_bytes(self, payload):
+        self.log.append("gather")
+        shapes = {tag: [2] for tag in self.other_tags}
+        return [payload, json.dumps([shapes, {"y_loss": 1.0}]).encode()]
+
+
+def test_ranks_that_know_each_others_tags_talk_once():
+    ranks = FakeRanks(torch.device("cpu"), 0, 2).prepare({"x"})
+    sums = MetricSums(ranks)
+    sums.add("x", 6.0, 2.0)
+    assert sums.values() == {"x": 3.0}
+    assert ranks.log == ["reduce", "gather", "reduce"]
+    del ranks.log[:]
+    assert sums.totals() == {"x": (12.0, 4.0)}
+    assert ranks.log == ["reduce"]
+    sums.clear()
+    assert sums.values() == {} and ranks.log == ["reduce"] * 2
+
+
+def test_a_rank_learns_the_tags_that_it_never_saw():
+    sums = MetricSums(FakeRanks(torch.device("cpu"), 0, 2).prepare({"x", "y_loss"}))
+    sums.add("x", 6.0, 2.0)
+    sums.totals()
+    assert list(sums._agreed) == ["x", "y_loss"] and sums._weights == {"y_loss": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -120,11 +208,44 @@ def test_tensorboard_shows_the_same_numbers_and_purges_a_lost_future(tmp_path):
     assert points == [(1, 1.0), (2, 20.0)]
 
 
+def test_lists_are_in_the_line_and_tables_in_a_file_of_the_newest(tmp_path):
+    writer = MetricWriter(tmp_path, 0, True, False)
+    writer.write(1, {"a": 1.0, "b": [0.1, 0.2], "valid/t": [[1.0], [2.0]]})
+    writer.write(2, {"valid/u": [[3.0]]})
+    writer.write(3, {"valid/t": [[4.0]]})
+    lines = list(read_jsonl(writer.path))
+    assert lines == [{"step": 1, "a": 1.0, "b": [0.1, 0.2]}, {"step": 2}, {"step": 3}]
+    tables = {"valid/t": {"step": 3, "rows": [[4.0]]}, "valid/u": {"step": 2, "rows": [[3.0]]}}
+    assert json.loads((tmp_path / "tables.json").read_text()) == tables
+    MetricWriter(tmp_path, 2, True, False).write(3, {"valid/v": [[5.0]]})
+    assert set(json.loads((tmp_path / "tables.json").read_text())) == {"valid/u", "valid/v"}
+
+
+def test_tensorboard_has_a_histogram_of_a_list_and_the_ranking_of_a_table(tmp_path):
+    event_accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator"
+    )
+    writer = MetricWriter(tmp_path, 0, True, True)
+    writer.write(4, {"list": [0.25, 0.5, 0.75], "table": [[0.1, 0.7, 0.2], [0.5, 0.1, 0.4]]})
+    writer.close()
+    events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert events.Tags()["scalars"] == []
+    (of_list,), (of_table,) = events.Histograms("list"), events.Histograms("table")
+    assert (of_list.step, of_list.histogram_value.min, of_list.histogram_value.max) == (
+        4,
+        0.25,
+        0.75,
+    )
+    assert of_list.histogram_value.num == 3
+    assert of_table.histogram_value.bucket_limit == [1, 2, 3]
+    assert of_table.histogram_value.bucket == pytest.approx([0.6, 0.3, 0.1])
+
+
 def test_without_tensorboard_a_line_says_so(tmp_path, monkeypatch, caplog):
     def missing(module, purpose, package=None):
         raise MissingPackageError(f"{purpose} needs the package {module!r}: pip install {module}")
 
-    monkeypatch.setattr(metrics, "require", missing)
+    monkeypatch.setattr(board, "require", missing)
     with caplog.at_level("INFO"):
         writer = MetricWriter(tmp_path, 0, True, True)
     writer.write(1, {"train/loss": 1.0})

@@ -1,3 +1,4 @@
+import gzip
 import json
 import math
 import signal
@@ -5,7 +6,7 @@ import signal
 import pytest
 import torch
 from run_comparison import assert_same_run, curves
-from toy_task import ToyTask, config_for
+from toy_task import ToyTask, config_for, global_batch
 
 from spear.errors import CheckpointError, ConfigError, SpearError
 from spear.files import partial_name
@@ -208,7 +209,7 @@ def test_a_trainable_parameter_outside_all_groups_is_refused(tmp_path):
 def test_an_epoch_that_breaks_its_promise_is_refused(tmp_path):
     with pytest.raises(SpearError, match="epoch 0 ended after 3 of 7 steps"):
         run(tmp_path, short_epoch=True)
-    with pytest.raises(ConfigError, match="epoch 0 has no batches"):
+    with pytest.raises(ConfigError, match="epoch 0 has no step of 1 batches"):
         run(tmp_path, steps_in_epoch=0)
 
 
@@ -301,3 +302,128 @@ def test_leftovers_of_a_killed_save_are_removed(tmp_path):
     (leftover / "model.safetensors").write_bytes(b"half")
     run(tmp_path)
     assert not leftover.exists()
+
+
+def test_other_data_are_refused_with_the_difference(tmp_path):
+    run(tmp_path)
+    with pytest.raises(ConfigError, match=r"settings of the data \(corpus: toys before, toads now"):
+        run(tmp_path, {"max_steps": 30}, corpus="toads")
+    assert steps_kept(tmp_path)[-1] == 20
+
+
+def test_accumulated_batches_train_like_one_large_batch(tmp_path):
+    """The first share of each batch is one item, the second the rest: unequal on purpose."""
+    run(tmp_path / "large", freeze_steps=4)
+    run(tmp_path / "small", {"accumulate": 2}, freeze_steps=4)
+    for weights in ("last", "averaged"):
+        one, two = (load_weights(tmp_path / name, weights)[0] for name in ("large", "small"))
+        for name in set(one) - {"seen"}:
+            torch.testing.assert_close(one[name], two[name], rtol=1e-5, atol=1e-6)
+    for first, second in zip(curves(tmp_path / "large"), curves(tmp_path / "small"), strict=True):
+        assert first == pytest.approx(second, rel=1e-4)
+
+
+def test_accumulation_is_interrupted_like_anything_else(tmp_path):
+    options = {"dropout": 0.3, "bad_steps": [5]}
+    run(tmp_path / "straight", {"accumulate": 2}, **options)
+    with pytest.raises(SystemExit):
+        run(tmp_path / "broken", {"accumulate": 2}, signal_at=(8, 1), **options)
+    run(tmp_path / "broken", {"accumulate": 2}, **options)
+    assert_same_run(tmp_path / "straight", tmp_path / "broken", 20)
+
+
+def test_accumulation_needs_a_task_that_counts(tmp_path):
+    class Mute(ToyTask):
+        loss_counts = None
+
+    with pytest.raises(ConfigError, match=r"train\.accumulate is above 1"):
+        train(Mute(), config_for(tmp_path, accumulate=2))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "advice"),
+    [(4, 1, "use train.accumulate 4"), (1, 2, "use train.accumulate 1")],
+)
+def test_another_number_of_batches_a_step_is_refused(tmp_path, before, now, advice):
+    run(tmp_path, {"accumulate": before})
+    with pytest.raises(ConfigError, match=f"a run of {before} batches a step.*{advice}"):
+        run(tmp_path, {"accumulate": now, "max_steps": 30})
+
+
+def test_a_spike_is_skipped_where_that_is_asked_for(tmp_path):
+    config = {"max_steps": 60, "spike_factor": 20.0, "save_every": 7}
+    run(tmp_path / "skips", config, spikes=[50])
+    lines = [json.loads(line) for line in (tmp_path / "skips" / "bad_batches.jsonl").open()]
+    assert [(line["step"], line["loss_is_finite"]) for line in lines] == [(51, True)]
+    run(tmp_path / "does_not", {"max_steps": 60}, spikes=[50])
+    assert not (tmp_path / "does_not" / "bad_batches.jsonl").exists()
+    with pytest.raises(SystemExit):
+        run(tmp_path / "broken", config, spikes=[50], signal_at=(45, 0))
+    run(tmp_path / "broken", config, spikes=[50])
+    assert_same_run(tmp_path / "skips", tmp_path / "broken", 60)
+
+
+def test_checkpoints_of_every_nth_step_stay(tmp_path):
+    run(tmp_path, {"keep_last": 1, "keep_every": 10, "max_steps": 30})
+    assert steps_kept(tmp_path) == [10, 15, 20, 30]  # 15 is half way
+
+
+def test_the_cuts_of_every_step_are_written_and_equal_after_an_interruption(tmp_path):
+    config = {"log_batches": True, "accumulate": 2}
+    run(tmp_path / "straight", config)
+    with pytest.raises(SystemExit):
+        run(tmp_path / "broken", config, signal_at=(9, 0))
+    (tmp_path / "broken" / "batches-00000.jsonl").open("a").write('{"step": 19, "ids": []}\n{"st')
+    run(tmp_path / "broken", config)
+    straight, broken = (
+        (tmp_path / name / "batches-00000.jsonl").read_text() for name in ("straight", "broken")
+    )
+    assert straight == broken
+    first = json.loads(straight.splitlines()[0])
+    assert first == {"step": 1, "epoch": 0, "ids": [["cut-0-0-0"], first["ids"][1]]}
+
+
+def test_the_longest_batch_is_tried_first_and_leaves_no_trace(tmp_path, caplog):
+    tried = []
+
+    class Trying(ToyTask):
+        def longest_batch(self, epoch, num_shares):
+            tried.append((epoch, num_shares))
+            return global_batch(99, 0)
+
+    run(tmp_path / "plain", dropout=0.3)
+    with caplog.at_level("INFO"):
+        train(Trying(dropout=0.3), config_for(tmp_path / "tried"))
+    assert tried == [(0, 1)]
+    assert_same_run(tmp_path / "plain", tmp_path / "tried", 20)
+    assert "longest batch tried" in caplog.text and "20 steps like it take" in caplog.text
+    assert "0.00 M parameters" in caplog.text and "optimiser" in caplog.text
+    train(Trying(), config_for(tmp_path / "untried", try_longest=False))
+    assert len(tried) == 1
+
+
+def test_memory_that_is_not_enough_is_found_before_the_first_step(tmp_path):
+    class Huge(ToyTask):
+        def longest_batch(self, epoch, num_shares):
+            full = self.model.forward
+
+            def forward(batch):
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
+
+            self.model.forward = forward if self.model.forward == full else full
+            return global_batch(0, 0)
+
+    with pytest.raises(
+        ConfigError, match=r"longest batch.*batch\.max_duration_s.*Tried to allocate"
+    ):
+        train(Huge(), config_for(tmp_path))
+    assert steps_kept(tmp_path) == []
+
+
+def test_a_profile_of_some_steps_is_written(tmp_path):
+    train(ToyTask(), config_for(tmp_path, max_steps=30), profile=True)
+    trace = gzip.decompress((tmp_path / "profile" / "trace-00000.json.gz").read_bytes())
+    assert len(json.loads(trace)["traceEvents"]) > 1000
+    assert "aten::addmm" in (tmp_path / "profile" / "operations-00000.txt").read_text()
+    run(tmp_path / "straight", {"max_steps": 30})
+    assert_same_run(tmp_path, tmp_path / "straight", 30)

@@ -37,8 +37,13 @@ def main() -> None:
     dist.init_process_group("gloo")
     root = Path(sys.argv[1])
     ends = {
-        "plain": run(root / "plain", PLAIN),
+        "plain": run(root / "plain", PLAIN, log_batches=True),
+        "half": run(root / "half", {**PLAIN, "signal_at": (9, 0)}),
         "straight": run(root / "straight", ROUGH),
+        "sharded": run(root / "sharded", PLAIN, sharding="fsdp"),
+        "sharded_half": run(root / "sharded_half", {**PLAIN, "signal_at": (9, 0)}, sharding="fsdp"),
+        "sharded_rest": run(root / "sharded_half", PLAIN, sharding="fsdp"),
+        "sharded_rough": run(root / "sharded_rough", ROUGH, sharding="fsdp"),
         # Rank 1 alone is asked to stop, in the middle of an epoch.
         "broken": run(root / "broken", {**ROUGH, "signal_at": (11, 1)}),
         "resumed": run(root / "broken", ROUGH),

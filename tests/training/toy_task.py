@@ -69,7 +69,8 @@ class ToyModel(nn.Module):
 
 class ToyTask:
     """Options that matter: bad_steps and bad_on_rank (NaN inputs there), signal_at ((step, rank):
-    the process sends itself SIGUSR1 while that batch is made), step_s (sleep)."""
+    the process sends itself SIGUSR1 while that batch is made), step_s (sleep), hang_at (sleep for
+    ever), spikes (targets that make the loss jump), corpus (identity of the data)."""
 
     def __init__(self, **options: Any) -> None:
         self.options = {
@@ -81,6 +82,9 @@ class ToyTask:
             "steps_in_epoch": 7,
             "width": DIM,
             "signal_at": None,
+            "hang_at": None,
+            "spikes": [],
+            "corpus": "toys",
             "valid_steps": 3,
             "short_epoch": False,
             **options,
@@ -106,21 +110,34 @@ class ToyTask:
         return self.options["steps_in_epoch"]
 
     def train_batches(
-        self, epoch: int, start_step: int, rank: int, world_size: int
+        self, epoch: int, start_step: int, shares: range, num_shares: int
     ) -> Iterator[ToyBatch]:
         self.starts.append((epoch, start_step))
         for step in range(start_step, self.options["steps_in_epoch"]):
             time.sleep(self.options["step_s"])
-            batch = share(global_batch(epoch, step), rank, world_size)
-            overall = epoch * self.options["steps_in_epoch"] + step
             if self.options["short_epoch"] and step == 3:
                 return
-            if self.options["signal_at"] == (overall, rank):
-                os.kill(os.getpid(), signal.SIGUSR1)
-            is_bad = overall in self.options["bad_steps"]
-            if is_bad and self.options["bad_on_rank"] in (None, rank):
-                batch.inputs[0, 0] = float("nan")
-            yield batch
+            for number in shares:
+                yield self._batch(epoch, step, number, num_shares)
+
+    def _batch(self, epoch: int, step: int, number: int, num_shares: int) -> ToyBatch:
+        batch = share(global_batch(epoch, step), number, num_shares)
+        overall = epoch * self.options["steps_in_epoch"] + step
+        if self.options["signal_at"] == (overall, number):
+            os.kill(os.getpid(), signal.SIGUSR1)
+        if overall == self.options["hang_at"] and self.options["bad_on_rank"] in (None, number):
+            time.sleep(3600.0)
+        if overall in self.options["bad_steps"] and self.options["bad_on_rank"] in (None, number):
+            batch.inputs[0, 0] = float("nan")
+        if overall in self.options["spikes"]:
+            batch.targets *= 1e4
+        return batch
+
+    def loss_counts(self, batch: ToyBatch) -> dict[str, float]:
+        return {"speech": float(len(batch.ids)), "audio": float(batch.is_audio.sum())}
+
+    def data_config(self) -> dict[str, Any]:
+        return {"corpus": self.options["corpus"]}
 
     def valid_batches(self, rank: int, world_size: int) -> Iterator[ToyBatch]:
         for step in range(

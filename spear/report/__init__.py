@@ -1,0 +1,1 @@
+"""`spear report`: a run or a whole recipe as one HTML page."""
