@@ -35,7 +35,7 @@ def parse_config(config_class: type[C], argv: Sequence[str], prog: str = "spear"
         ConfigError: An unknown key, a missing required field, or a value of the wrong type.
         SystemExit: With status 0, after `--help`.
     """
-    argv = _complete_flags(config_class, argv)
+    argv = _complete_flags(config_class, [_with_underscores(config_class, word) for word in argv])
     for path in _config_files(argv):
         check_keys(config_class, read_yaml(path), str(path))
     _check_options(config_class, argv, prog)
@@ -138,6 +138,16 @@ def _check_options(config_class: Any, argv: Sequence[str], prog: str) -> None:
             check_keys(config_class, nested, prog)
         except ConfigError as error:
             raise ConfigError(f"{error}; {prog} --help lists all") from None
+
+
+def _with_underscores(config_class: Any, word: str) -> str:
+    """Returns an option such as `--num-jobs=4` under its field's name, `--num_jobs=4`."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word[2:].partition("=")
+    field = name.replace("-", "_")
+    is_field = _type_of(config_class, field.rstrip("+")) is not None
+    return f"--{field}{equals}{value}" if is_field else word
 
 
 def _complete_flags(config_class: Any, argv: Sequence[str]) -> list[str]:

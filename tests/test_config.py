@@ -141,6 +141,20 @@ def test_a_switch_needs_no_value(words: list[str], profile: bool, quiet: bool) -
     assert (config.profile, config.quiet) == (profile, quiet)
 
 
+@pytest.mark.parametrize("words", [["--base-path", "x"], ["--base-path=x"], ["--base_path", "x"]])
+def test_names_may_have_hyphens_as_in_shell_scripts(words: list[str]) -> None:
+    @dataclass
+    class Named:
+        """One name."""
+
+        base_path: str = ""
+        """Where."""
+
+    assert parse_config(Named, words).base_path == "x"
+    with pytest.raises(ConfigError, match="base-pth"):
+        parse_config(Named, ["--base-pth", "x"])
+
+
 def test_other_options_need_their_value() -> None:
     with pytest.raises(ConfigError, match="expected one argument"):
         parse_config(Switches, ["--inner.path"])
