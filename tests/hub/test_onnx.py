@@ -106,7 +106,7 @@ def asr_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.save(folder / TOKENIZER_FOLDER)
     state = {"step": 1, "num_averaged": 1}
     averaged = {name: value.double() for name, value in model.state_dict().items()}
-    content = CheckpointContent(model.state_dict(), averaged, {}, state, model.model_config(), [])
+    content = CheckpointContent(model.state_dict(), averaged, {}, state, model.model_config())
     save_checkpoint(checkpoint_path(folder, 1), content)
     return folder
 

@@ -40,7 +40,6 @@ def write_run(folder: Path) -> None:
         model=state,
         averaged={name: value.double() for name, value in state.items()},
         optimizer={},
-        rng=[],
         state={"position": {"step": 2}, "num_averaged": 1},
         config={"student": model.config.to_dict(), "teachers": teachers},
     )
