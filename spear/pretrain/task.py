@@ -182,8 +182,6 @@ class PretrainTask:
                 / SAMPLE_RATE_HZ
                 / SECONDS_PER_HOUR,
             )
-        num_parameters = sum(parameter.numel() for parameter in self._model.parameters())
-        logger.info("model: %.2f M parameters", num_parameters / 1e6)
 
 
 RESULT_KEYS = (

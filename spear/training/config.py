@@ -57,7 +57,7 @@ class TrainConfig:
     """Steps whose loss is more than this many times the median of the last 128 are skipped;
     0: none."""
     try_longest: bool = True
-    """Try the longest batch once before the first step, for its memory and time."""
+    """Try the longest batch before the first step, for its memory and time."""
     log_batches: bool = False
     """Write the cut ids of every step into batches-RANK.jsonl."""
     resume: Literal["auto", "never"] = "auto"
