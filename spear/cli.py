@@ -115,6 +115,24 @@ COMMANDS = {
         "recogniser -> text, word error rate",
         ledger="run_dir",
     ),
+    "finetune-tagging": Command(
+        "spear.tagging.finetune",
+        "FinetuneTaggingConfig",
+        "model -> tagger of sounds",
+        ledger="train.output_dir",
+    ),
+    "evaluate-tagging": Command(
+        "spear.tagging.evaluate",
+        "EvaluateTaggingConfig",
+        "tagger -> mAP, a table of classes",
+        ledger="run_dir",
+    ),
+    "tag": Command(
+        "spear.tagging.tag",
+        "TagConfig",
+        "recordings -> their most probable classes",
+        listed="files",
+    ),
     "report": Command(
         "spear.report.command",
         "ReportConfig",

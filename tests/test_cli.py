@@ -59,11 +59,11 @@ def test_usage_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_import_needs_no_optional_package(repo_dir: Path) -> None:
     optional = ["transformers", "k2", "icefall", "tensorboard", "matplotlib", "sentencepiece"]
-    optional += ["pynvml"]
+    optional += ["pynvml", "sklearn"]
     code = (
         "import sys\n"
         f"for name in {optional}: sys.modules[name] = None\n"
         "import spear, spear.cli, spear.zipformer, spear.mvq, spear.training, spear.pretrain\n"
-        "import spear.data.prepare, spear.asr, spear.teachers\n"
+        "import spear.data.prepare, spear.asr, spear.tagging, spear.teachers\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=repo_dir)

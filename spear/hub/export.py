@@ -34,7 +34,8 @@ from spear.zipformer.weights import load_exact
 logger = get_logger(__name__)
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
-_CTC_HEAD = "ctc_head."
+_HEADS = (RUN_PREFIX, "ctc_head.", "tagging_head.")
+"""What tasks put on an encoder; an export of the encoder leaves it out."""
 _CTC_LINEAR = "ctc_head.linear."
 _PREPROCESSOR = {
     "feature_extractor_type": "SpearFeatureExtractor",
@@ -154,7 +155,7 @@ def _write_folder(
 
 
 def _encoder_with(student: ZipformerConfig, state: dict[str, Tensor], source: str) -> SpearEncoder:
-    heads = sorted(name for name in state if name.startswith((RUN_PREFIX, _CTC_HEAD)))
+    heads = sorted(name for name in state if name.startswith(_HEADS))
     body = {f"model.{name}": value for name, value in state.items() if name not in heads}
     encoder = SpearEncoder(student)
     # A fine-tuned encoder never sees the mask vector; a loaded one must have it all the same.

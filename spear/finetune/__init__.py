@@ -1,0 +1,1 @@
+"""What every kind of fine-tuning shares: the encoder's start, its freezing, SpecAugment."""
