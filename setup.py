@@ -24,7 +24,11 @@ EXTRAS = {
     "fast": ["numba>=0.59"],
     "hub": ["transformers>=4.50"],
     "onnx": ["onnx>=1.18", "onnxscript>=0.6", "onnxruntime>=1.20"],
-    "asr": ["sentencepiece>=0.2", "kaldialign>=0.9"],
+    "asr": [
+        "sentencepiece>=0.2",
+        "kaldialign>=0.9",
+        "flashlight-text>=0.0.7; python_version < '3.13'",
+    ],
     "tagging": ["scikit-learn>=1.5"],
     "report": ["tensorboard>=2.15", "matplotlib>=3.8"],
     "energy": ["nvidia-ml-py>=12"],

@@ -133,6 +133,13 @@ COMMANDS = {
         "recordings -> their most probable classes",
         listed="files",
     ),
+    "transcribe": Command(
+        "spear.asr.transcribe_files",
+        "TranscribeConfig",
+        "recordings -> text, JSON, subtitles",
+        listed="files",
+        ledger="out",
+    ),
     "report": Command(
         "spear.report.command",
         "ReportConfig",

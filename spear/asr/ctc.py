@@ -101,6 +101,8 @@ class Hypothesis:
     """Token ids, without blanks."""
     frames: list[int]
     """For each token the encoder frame at which it begins."""
+    score: float = 0.0
+    """Log-probability, with what a language model adds, where the search computes one."""
 
 
 @torch.no_grad()

@@ -19,7 +19,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from spear.asr.augment import SpecAugment, SpecAugmentConfig, check_speeds, perturb_speed
+from spear.asr.augment import check_speeds, perturb_speed
+from spear.asr.consistency import ConsistencyConfig
+from spear.asr.noise import NoiseConfig, open_noise
 from spear.asr.tokenizer import Tokenizer
 from spear.audio import LOG_EPS, Fbank
 from spear.data.clip_table import ClipTable
@@ -29,6 +31,7 @@ from spear.data.plan import BatchConfig, BatchPlan
 from spear.data.rng import generator
 from spear.data.shards import ShardFolder
 from spear.errors import DataError, SpearError
+from spear.finetune.spec_augment import SpecAugment, SpecAugmentConfig
 from spear.progress import get_logger
 
 logger = get_logger(__name__)
@@ -51,8 +54,12 @@ class AsrDataConfig:
     speeds: tuple[float, ...] = (1.0,)
     """Speeds at which training clips are played, one drawn per clip and epoch; (0.9, 1.0, 1.1) is
     Kaldi's choice."""
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    """Recorded noise under the training clips."""
     specaugment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
     """Masks and warping of the training features."""
+    consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
+    """Consistency-regularised CTC: every training clip comes in two differently masked copies."""
     num_workers: int = 2
     """Processes per rank that read and augment; 0 does it in the training process."""
 
@@ -66,14 +73,17 @@ class AsrDataConfig:
 class AsrBatch:
     """One rank's batch.
 
+    Where clips come in two copies, row B / 2 + i is the other copy of row i.
+
     Attributes:
         ids: B cut ids.
-        audio_s: Seconds of audio in it, without padding.
+        audio_s: Seconds of audio in it, without padding; copies count once.
         fbank: (B, T, M) float32 log-mel, `LOG_EPS` beyond the lengths.
         fbank_lens: (B,) int64, valid fbank frames.
         tokens: (B, L) int64 token ids, 0 beyond the lengths.
         token_lens: (B,) int64, labels of each utterance.
         texts: B transcripts as the data has them.
+        num_copies: Rows of each clip, 1 or 2.
     """
 
     ids: list[str]
@@ -83,6 +93,7 @@ class AsrBatch:
     tokens: Tensor
     token_lens: Tensor
     texts: list[str]
+    num_copies: int = 1
 
     def to(self, device: torch.device) -> "AsrBatch":
         """Returns the batch with its tensors on `device`."""
@@ -154,6 +165,29 @@ class TranscribedCuts:
         return folder.audio(info)
 
 
+class Augmentation:
+    """All that happens to a training clip, from its samples to its copies.
+
+    Args:
+        config: What to do.
+    """
+
+    def __init__(self, config: AsrDataConfig) -> None:
+        self.speeds = config.speeds
+        self.noise = open_noise(config.noise)
+        self.num_copies = config.consistency.num_copies
+        self.specaugment = SpecAugment(config.consistency.scale_masks(config.specaugment))
+
+    def samples(self, audio: np.ndarray, name: str, rng: np.random.Generator) -> np.ndarray:
+        """Changes the speed of (S,) float32 samples and adds noise."""
+        audio = perturb_speed(audio, self.speeds, rng)
+        return audio if self.noise is None else self.noise(audio, name, rng)
+
+    def features(self, fbank: Tensor, rng: np.random.Generator) -> list[Tensor]:
+        """Masks features (T, M), once for each copy."""
+        return self.specaugment.copies(fbank, self.num_copies, rng)
+
+
 class AsrDataset(Dataset[AsrBatch | SpearError]):
     """Makes batches; item (place, clip numbers) is a whole batch, as `BatchLoader` asks for it.
 
@@ -162,7 +196,7 @@ class AsrDataset(Dataset[AsrBatch | SpearError]):
         tokenizer: Turns transcripts into labels.
         num_mel_bins: M, size of an fbank frame.
         seed: The run's seed.
-        augment: Where speeds and masks come from; None leaves clips as they are.
+        augment: Where speeds, noise, masks and copies come from; None leaves clips as they are.
     """
 
     def __init__(
@@ -178,8 +212,7 @@ class AsrDataset(Dataset[AsrBatch | SpearError]):
         self.tokens = [tokenizer.encode(text) for text in cuts.texts]
         self.fbank = Fbank(num_mel_bins=num_mel_bins)
         self.seed = seed
-        self.speeds = (1.0,) if augment is None else augment.speeds
-        self.specaugment = None if augment is None else SpecAugment(augment.specaugment)
+        self.augment = None if augment is None else Augmentation(augment)
 
     def __getitem__(self, item: tuple[Place, Sequence[int]]) -> AsrBatch | SpearError:
         """Returns a batch, or the user's error in it.
@@ -194,23 +227,33 @@ class AsrDataset(Dataset[AsrBatch | SpearError]):
 
     def batch(self, epoch: int, numbers: Sequence[int]) -> AsrBatch:
         """Reads, augments and collates clips; a clip's augmentation is drawn anew every epoch."""
-        audio, features = [], []
+        num_copies = 1 if self.augment is None else self.augment.num_copies
+        num_samples, copies = 0, []
         for number in numbers:
-            rng = generator(self.seed, "asr", epoch, number)
-            samples = perturb_speed(self.cuts.audio(number), self.speeds, rng)
-            fbank = self._fbank(samples)
-            audio.append(samples)
-            features.append(fbank if self.specaugment is None else self.specaugment(fbank, rng))
+            samples, features = self._clip(number, generator(self.seed, "asr", epoch, number))
+            num_samples += len(samples)
+            copies.append(features)
+        rows = [features for one in zip(*copies, strict=True) for features in one]
+        numbers = [*numbers] * num_copies
         tokens = [torch.tensor(self.tokens[number], dtype=torch.int64) for number in numbers]
         return AsrBatch(
             ids=[self.cuts.infos[number].id for number in numbers],
-            audio_s=sum(map(len, audio)) / SAMPLE_RATE_HZ,
-            fbank=pad_sequence(features, batch_first=True, padding_value=LOG_EPS),
-            fbank_lens=torch.tensor([len(fbank) for fbank in features]),
+            audio_s=num_samples / SAMPLE_RATE_HZ,
+            fbank=pad_sequence(rows, batch_first=True, padding_value=LOG_EPS),
+            fbank_lens=torch.tensor([len(fbank) for fbank in rows]),
             tokens=pad_sequence(tokens, batch_first=True),
             token_lens=torch.tensor([len(labels) for labels in tokens]),
             texts=[self.cuts.texts[number] for number in numbers],
+            num_copies=num_copies,
         )
+
+    def _clip(self, number: int, rng: np.random.Generator) -> tuple[np.ndarray, list[Tensor]]:
+        """Returns the samples (S,) of a clip as heard, and its copies, each (T, M)."""
+        samples = self.cuts.audio(number)
+        if self.augment is None:
+            return samples, [self._fbank(samples)]
+        samples = self.augment.samples(samples, self.cuts.infos[number].id, rng)
+        return samples, self.augment.features(self._fbank(samples), rng)
 
     def _fbank(self, samples: np.ndarray) -> Tensor:
         """(S,) float32 -> (T, M)."""
@@ -256,7 +299,7 @@ class AsrData:
 
         self.config = config
         self.seed = seed
-        self._train = loader(train, _room_for_speeds(config), config)
+        self._train = loader(train, _room_for_augmentation(config), config)
         self._valid: BatchLoader[AsrBatch] | None = None
         if config.valid:
             valid = TranscribedCuts(config.valid, "valid", config.skip_untranscribed)
@@ -273,6 +316,8 @@ class AsrData:
             "sources": [fingerprints(Path(folder))[AUDIO] for folder in config.train],
             "batch": dataclasses.asdict(config.batch),
             "speeds": list(config.speeds),
+            "noise": _noise_identity(config.noise),
+            "consistency": dataclasses.asdict(config.consistency),
             "specaugment": dataclasses.asdict(config.specaugment),
             "skip_untranscribed": config.skip_untranscribed,
             "seed": self.seed,
@@ -295,9 +340,15 @@ class AsrData:
         return self._valid.share(rank, world_size)
 
 
-def _room_for_speeds(config: AsrDataConfig) -> BatchConfig:
-    """Lowers the limit of a batch so that it holds with every clip at the slowest speed."""
-    limit = config.batch.max_duration_s * min(1.0, *config.speeds)
+def _noise_identity(config: NoiseConfig) -> dict[str, Any]:
+    """Returns what decides the noise: the recordings, not where they lie."""
+    sources = [fingerprints(Path(folder))[AUDIO] for folder in config.shards]
+    return {**dataclasses.asdict(config), "shards": sources}
+
+
+def _room_for_augmentation(config: AsrDataConfig) -> BatchConfig:
+    """Lowers a batch's limit so that it holds with all copies at the slowest speed."""
+    limit = config.batch.max_duration_s * min(1.0, *config.speeds) / config.consistency.num_copies
     return dataclasses.replace(config.batch, max_duration_s=limit)
 
 

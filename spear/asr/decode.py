@@ -1,51 +1,45 @@
 """`spear decode`: a recogniser and recordings in, text and word error rates out.
 
 Reads shard folders (scored where their cuts have transcripts) or plain audio files and folders of
-them. Writes Kaldi's three text files for every split, a report over all of them and `summary.json`.
-`transcribe` does the same for arrays, in one call.
+them. Writes Kaldi's three text files for every split, n-best lists where they are asked for, a
+report over all splits and `summary.json`.
 """
 
-import itertools
-from collections.abc import Callable, Iterable, Sequence
+import json
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import soundfile
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-
 from spear import ledger
 from spear.asr.model import AsrModel, Transcript, load_asr_model
+from spear.asr.recognize import recognize
+from spear.asr.recordings import Recording, find_audio, from_file, from_shards
 from spear.asr.report import SplitResult, write_report
 from spear.asr.scoring import (
     ErrorCounts,
     Recognition,
-    Scores,
     total_errors,
     write_recognitions,
     write_score_files,
 )
+from spear.asr.search import Search, SearchConfig
 from spear.asr.tokenizer import normalize
-from spear.audio import SAMPLE_RATE_HZ, Fbank, check_audio, read_audio
-from spear.data.packing import pack
 from spear.data.shards import ShardFolder
 from spear.device import choose_device
-from spear.errors import ConfigError, DataError, SpearError
-from spear.files import write_json
-from spear.progress import get_logger, progress
+from spear.errors import ConfigError, DataError
+from spear.files import write_json, write_text
+from spear.progress import get_logger
 
 logger = get_logger(__name__)
 
 AUDIO_SPLIT = "audio"
-AUDIO_SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} | {".aif", ".opus"}
 
 
 @dataclass
 class DecodeConfig:
-    """Recognises speech greedily and scores it where there are transcripts."""
+    """Recognises speech and scores it where there are transcripts."""
 
     run_dir: str
     """Run folder of `spear finetune-asr`, or one of its checkpoint folders."""
@@ -58,6 +52,8 @@ class DecodeConfig:
     weights: str = "averaged"
     """Which of the run's weights: "averaged" (over the later half of the run), "averaged:SHARE"
     (over its last share, e.g. averaged:0.25), "last", "average_last:K" (mean of K checkpoints)."""
+    search: SearchConfig = field(default_factory=SearchConfig)
+    """Greedy, or beam search with or without an n-gram."""
     batch_s: float = 200.0
     """Audio that is recognised at once, in seconds, counted with padding."""
     max_recording_s: float = 120.0
@@ -74,22 +70,6 @@ class DecodeConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}: it must be above 0 seconds")
 
 
-@dataclass(frozen=True)
-class Recording:
-    """Something to recognise."""
-
-    id: str
-    """Cut id, or path."""
-    duration_s: float
-    """Seconds."""
-    read: Callable[[], np.ndarray]
-    """Gives (S,) float32 at 16 kHz."""
-    text: str | None = None
-    """What was said, where it is known."""
-    speaker: str = ""
-    """Who said it, where it is known."""
-
-
 def run(config: DecodeConfig) -> None:
     """Recognises all splits.
 
@@ -101,127 +81,27 @@ def run(config: DecodeConfig) -> None:
     splits = find_splits(config)
     device = choose_device(config.device)
     model = load_asr_model(config.run_dir, config.weights, str(device))
-    output = Path(config.run_dir) / "decode" if config.output_dir is None else config.output_dir
+    search = Search(model, config.search)
+    output = Path(config.output_dir or Path(config.run_dir) / "decode")
     results: dict[str, SplitResult] = {}
     for split, recordings in splits.items():
-        transcripts = recognize(
-            model, recordings, config.batch_s, num_workers=config.num_workers, label=split
+        started = time.perf_counter()
+        found = recognize(
+            search,
+            recordings,
+            config.batch_s,
+            num_workers=config.num_workers,
+            label=f"decode {split}",
         )
-        ledger.note(audio_hours=sum(one.duration_s for one in recordings) / 3600)
-        results[split] = _write_split(Path(output), split, recordings, transcripts, model)
-    write_report(Path(output), results, config.weights)
-    scored = {split: one.scores for split, one in results.items() if one.scores is not None}
-    write_json(Path(output) / "summary.json", summarize(scored, config))
+        decoding_s = time.perf_counter() - started
+        if config.search.num_best > 1:
+            write_n_best(output / f"nbest-{split}.jsonl", recordings, found)
+        best = [one[0] for one in found]
+        results[split] = _write_split(output, split, recordings, best, model, decoding_s=decoding_s)
+        ledger.note(audio_hours=results[split].audio_s / 3600)
+    write_report(output, results, config.weights)
+    write_json(output / "summary.json", summarize(results, config))
     logger.info("results in %s", output)
-
-
-def transcribe(
-    model: AsrModel,
-    audio: Sequence[np.ndarray | Tensor],
-    batch_s: float = 200.0,
-) -> list[Transcript]:
-    """Recognises arrays.
-
-    Args:
-        model: A recogniser in evaluation mode, as `load_asr_model` gives it.
-        audio: Recordings, each (S,) float in [-1, 1], 16 kHz mono, of any lengths.
-        batch_s: Audio recognised at once, in seconds, counted with padding.
-
-    Returns:
-        One transcript per recording, in the same order; `.text` is what was said.
-
-    Raises:
-        DataError: A recording is not one-dimensional or not of floats.
-    """
-    return recognize(model, [_as_recording(i, item) for i, item in enumerate(audio)], batch_s)
-
-
-def recognize(
-    model: AsrModel,
-    recordings: Sequence[Recording],
-    batch_s: float,
-    *,
-    num_workers: int = 0,
-    label: str | None = None,
-) -> list[Transcript]:
-    """Recognises recordings in batches of like length.
-
-    Args:
-        model: A recogniser in evaluation mode.
-        recordings: What to recognise.
-        batch_s: Seconds of a batch, padding included.
-        num_workers: Processes that read.
-        label: Name for the progress lines; none for silence.
-
-    Returns:
-        One transcript per recording, in the same order.
-    """
-    groups = group_by_duration([recording.duration_s for recording in recordings], batch_s)
-    dataset = FeatureBatches(recordings, groups, model.config.feature_dim)
-    loader = DataLoader(
-        dataset,
-        batch_size=None,
-        shuffle=False,
-        num_workers=min(num_workers, len(groups)),
-        generator=torch.Generator(),
-    )
-    device = next(model.parameters()).device
-    found: dict[int, Transcript] = {}
-    batches: Iterable[Any] = loader
-    if label is not None:
-        batches = progress(batches, f"decode {label}", total=len(groups))
-    for batch in batches:
-        if isinstance(batch, SpearError):
-            raise batch
-        numbers, fbank, lens = batch
-        transcripts = model.recognize(fbank.to(device), lens.to(device))
-        found.update(zip(numbers, transcripts, strict=True))
-    return [found[number] for number in range(len(recordings))]
-
-
-def group_by_duration(durations: Sequence[float], max_duration_s: float) -> list[list[int]]:
-    """Groups all clips into batches of like duration, longest first.
-
-    Args:
-        durations: Seconds of each clip.
-        max_duration_s: Most seconds of a batch, padding included; a longer clip comes alone.
-    """
-    seconds = np.asarray(durations, dtype=np.float64)
-    order = np.argsort(seconds, kind="stable")
-    bounds = pack(seconds[order], max_duration_s)
-    groups = [order[begin:end].tolist() for begin, end in itertools.pairwise(bounds)]
-    return groups[::-1]
-
-
-class FeatureBatches(Dataset[Any]):
-    """Features of groups of recordings, computed in a worker.
-
-    Args:
-        recordings: What can be read.
-        groups: Their numbers, batch by batch.
-        num_mel_bins: M, size of an fbank frame.
-    """
-
-    def __init__(
-        self, recordings: Sequence[Recording], groups: list[list[int]], num_mel_bins: int
-    ) -> None:
-        self.recordings = recordings
-        self.groups = groups
-        self.fbank = Fbank(num_mel_bins=num_mel_bins)
-
-    def __len__(self) -> int:
-        """Returns the number of batches."""
-        return len(self.groups)
-
-    def __getitem__(self, batch: int) -> Any:
-        """Returns (numbers, fbank (B, T, M), lens (B,)), or the user's error in reading."""
-        try:
-            audio = [torch.from_numpy(self.recordings[i].read()) for i in self.groups[batch]]
-        except SpearError as error:
-            return error
-        lens = torch.tensor([len(samples) for samples in audio])
-        padded = torch.nn.utils.rnn.pad_sequence(audio, batch_first=True)
-        return self.groups[batch], *self.fbank(padded, lens)
 
 
 def find_splits(config: DecodeConfig) -> dict[str, list[Recording]]:
@@ -238,11 +118,11 @@ def find_splits(config: DecodeConfig) -> dict[str, list[Recording]]:
         split = Path(path).resolve().name
         if split in splits:
             raise ConfigError(f"two shard folders are called {split!r}: decode them one by one")
-        splits[split] = _from_shards(ShardFolder(path))
+        splits[split] = from_shards(ShardFolder(path))
     if config.audio:
         if AUDIO_SPLIT in splits:
             raise ConfigError(f"a shard folder is called {AUDIO_SPLIT!r}: decode audio separately")
-        splits[AUDIO_SPLIT] = [_from_file(path) for path in find_audio(config.audio)]
+        splits[AUDIO_SPLIT] = [from_file(path) for path in find_audio(config.audio)]
     for recording in (recording for split in splits.values() for recording in split):
         if recording.duration_s > config.max_recording_s:
             raise DataError(
@@ -252,28 +132,9 @@ def find_splits(config: DecodeConfig) -> dict[str, list[Recording]]:
     return splits
 
 
-def find_audio(paths: Sequence[str]) -> list[Path]:
-    """Lists audio files: those given, and those anywhere below the folders given.
-
-    Raises:
-        DataError: A path does not exist, or a folder holds no audio.
-    """
-    files: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_file():
-            files.append(path)
-        elif path.is_dir():
-            below = sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES)
-            if not below:
-                raise DataError(f"{path}: no audio file in this folder")
-            files.extend(below)
-        else:
-            raise DataError(f"{path}: no such audio file or folder")
-    return list(dict.fromkeys(files))
-
-
-def summarize(scored: dict[str, Scores], config: DecodeConfig) -> dict[str, Any]:
+def summarize(results: Mapping[str, SplitResult], config: DecodeConfig) -> dict[str, Any]:
     """Collects the numbers: those of all splits together at the top, then split by split."""
+    scored = {split: one.scores for split, one in results.items() if one.scores is not None}
     totals: ErrorCounts = total_errors(scores.words for scores in scored.values())
     together = {
         "wer": round(totals.percent, 4) if totals.num_ref else None,
@@ -283,7 +144,25 @@ def summarize(scored: dict[str, Scores], config: DecodeConfig) -> dict[str, Any]
         "num_words": totals.num_ref,
     }
     splits = {split: scores.summary() for split, scores in scored.items()}
-    return {**together, "weights": config.weights, "splits": splits}
+    speed = {split: one.real_time_factor for split, one in results.items()}
+    return {
+        **together,
+        "weights": config.weights,
+        "method": config.search.method,
+        "real_time_factor": speed,
+        "splits": splits,
+    }
+
+
+def write_n_best(
+    path: Path, recordings: Sequence[Recording], found: Sequence[Sequence[Transcript]]
+) -> None:
+    """Writes a line of JSON per recording: its id, and texts with their scores, the best first."""
+    lines = [
+        {"id": recording.id, "n_best": [{"text": t.text, "score": t.score} for t in transcripts]}
+        for recording, transcripts in zip(recordings, found, strict=True)
+    ]
+    write_text(path, "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines))
 
 
 def _write_split(
@@ -292,6 +171,8 @@ def _write_split(
     recordings: Sequence[Recording],
     transcripts: Sequence[Transcript],
     model: AsrModel,
+    *,
+    decoding_s: float,
 ) -> SplitResult:
     """Writes a split's files; scores it where it has transcripts."""
     results = [
@@ -303,13 +184,14 @@ def _write_split(
         )
         for recording, transcript in zip(recordings, transcripts, strict=True)
     ]
+    audio_s = sum(recording.duration_s for recording in recordings)
     known = [
         r for r, recording in zip(results, recordings, strict=True) if recording.text is not None
     ]
     if not known:
         write_recognitions(output, split, results, with_refs=False)
         logger.info("%s: %d recordings without transcripts, not scored", split, len(results))
-        return SplitResult(len(results))
+        return SplitResult(len(results), audio_s=audio_s, decoding_s=decoding_s)
     if len(known) < len(results):
         write_recognitions(output, f"{split}-all", results, with_refs=False)
         logger.warning(
@@ -321,54 +203,4 @@ def _write_split(
         )
     scores = write_score_files(output, split, known)
     logger.info("%s: %s", split, scores.words.line())
-    return SplitResult(len(results), known, scores)
-
-
-def _from_shards(folder: ShardFolder) -> list[Recording]:
-    return [
-        Recording(i.id, i.duration_s, _Cut(folder, i.index), i.text, i.speaker or "")
-        for i in folder.infos
-    ]
-
-
-def _from_file(path: Path) -> Recording:
-    return Recording(str(path), check_audio(path).duration_s, _File(path))
-
-
-def _as_recording(number: int, audio: np.ndarray | Tensor) -> Recording:
-    samples = audio.detach().cpu().numpy() if isinstance(audio, Tensor) else np.asarray(audio)
-    if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
-        raise DataError(
-            f"recording {number} has shape {samples.shape} and type {samples.dtype}, expected "
-            "one channel (S,) of floats in [-1, 1]: divide int16 by 32768, average channels"
-        )
-    samples = np.ascontiguousarray(samples, dtype=np.float32)
-    return Recording(str(number), len(samples) / SAMPLE_RATE_HZ, _Array(samples))
-
-
-# Classes, not closures: a worker that is spawned gets its recordings pickled.
-
-
-@dataclass(frozen=True)
-class _Cut:
-    folder: ShardFolder
-    index: int
-
-    def __call__(self) -> np.ndarray:
-        return self.folder.audio(self.index)
-
-
-@dataclass(frozen=True)
-class _File:
-    path: Path
-
-    def __call__(self) -> np.ndarray:
-        return read_audio(self.path)
-
-
-@dataclass(frozen=True)
-class _Array:
-    samples: np.ndarray
-
-    def __call__(self) -> np.ndarray:
-        return self.samples
+    return SplitResult(len(results), known, scores, audio_s, decoding_s)

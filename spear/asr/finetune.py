@@ -13,9 +13,17 @@ from typing import Literal
 import torch
 
 from spear.asr.data import AsrData, AsrDataConfig, TranscribedCuts
-from spear.asr.model import TOKENIZER_FOLDER, AsrModel, load_encoder, with_output_rate
+from spear.asr.model import (
+    TOKENIZER_FOLDER,
+    AsrModel,
+    find_tokenizer,
+    load_encoder,
+    with_output_rate,
+)
 from spear.asr.task import AsrTask
 from spear.asr.tokenizer import Tokenizer, TokenizerConfig
+from spear.asr.transcripts import check_transcripts
+from spear.asr.transducer import TransducerConfig, TransducerModel
 from spear.config import to_dict
 from spear.errors import ConfigError
 from spear.files import remove_partials
@@ -29,7 +37,7 @@ logger = get_logger(__name__)
 
 @dataclass
 class FinetuneAsrConfig:
-    """Fine-tunes an encoder for speech recognition with CTC."""
+    """Fine-tunes an encoder for speech recognition."""
 
     data: AsrDataConfig = field(default_factory=AsrDataConfig)
     """Recordings to train and validate on."""
@@ -42,8 +50,17 @@ class FinetuneAsrConfig:
     """The encoder's architecture; used where neither `init` nor `init_config` is given."""
     output_downsampling_factor: Literal[1, 2] | None = None
     """1: CTC at 50 frames a second; 2: at 25; none: as the encoder was pre-trained."""
+    layers: str = "last"
+    """What the head reads of the encoder: "last" (its output), "weighted" (a learned sum of all
+    layers), or a layer's number, 0 for the front end."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     """How transcripts become tokens; trained on the training transcripts."""
+    tokenizer_from: str | None = None
+    """Run folder whose tokenizer is taken as it is, instead of training one."""
+    head: Literal["ctc", "transducer"] = "ctc"
+    """"ctc", or "transducer": the stateless transducer, with CTC as its second head."""
+    transducer: TransducerConfig = field(default_factory=TransducerConfig)
+    """Sizes and losses of the transducer."""
     ctc_dropout: float = 0.1
     """Probability of dropout before the last layer."""
     freeze_encoder_steps: int = 2000
@@ -67,6 +84,8 @@ class FinetuneAsrConfig:
             raise ConfigError(f"ctc_dropout is {self.ctc_dropout}: 0 or more and below 1, please")
         if self.freeze_encoder_steps < 0:
             raise ConfigError(f"freeze_encoder_steps is {self.freeze_encoder_steps}, below 0")
+        if self.tokenizer_from is not None and self.tokenizer != TokenizerConfig():
+            raise ConfigError("tokenizer_from brings its own settings: leave out tokenizer")
         if not self.encoder_lr_scale > 0:
             raise ConfigError(f"encoder_lr_scale is {self.encoder_lr_scale}: it must be above 0")
 
@@ -87,10 +106,13 @@ def build_task(config: FinetuneAsrConfig) -> AsrTask:
     student = resolve_student(config)
     cuts = TranscribedCuts(config.data.train, "train", config.data.skip_untranscribed)
     tokenizer = prepare_tokenizer(
-        Path(config.train.output_dir) / TOKENIZER_FOLDER, cuts.texts, config.tokenizer
+        Path(config.train.output_dir) / TOKENIZER_FOLDER,
+        cuts.texts,
+        config.tokenizer,
+        config.tokenizer_from,
     )
     torch.manual_seed(config.train.seed)  # every rank starts from the same weights
-    model = AsrModel(student, tokenizer, config.ctc_dropout)
+    model = build_model(config, student, tokenizer)
     if config.init is not None:
         load_encoder(model, from_pretrained(config.init).model.state_dict(), config.init)
     data = AsrData(
@@ -102,6 +124,7 @@ def build_task(config: FinetuneAsrConfig) -> AsrTask:
         pin=config.train.device != "cpu" and torch.cuda.is_available(),
     )
     _log_sizes(cuts, tokenizer, model)
+    check_transcripts(cuts, tokenizer, model.num_output_frames).log()
     if config.init is None:
         return AsrTask(model, data)
     return AsrTask(
@@ -113,6 +136,23 @@ def build_task(config: FinetuneAsrConfig) -> AsrTask:
     )
 
 
+def build_model(
+    config: FinetuneAsrConfig, student: ZipformerConfig, tokenizer: Tokenizer
+) -> AsrModel:
+    """Builds the recogniser, with weights as torch's generator draws them."""
+    weight = config.data.consistency.weight
+    if config.head == "ctc":
+        return AsrModel(student, tokenizer, config.ctc_dropout, config.layers, weight)
+    return TransducerModel(
+        student,
+        tokenizer,
+        config.transducer,
+        dropout=config.ctc_dropout,
+        layers=config.layers,
+        consistency_weight=weight,
+    )
+
+
 def resolve_student(config: FinetuneAsrConfig) -> ZipformerConfig:
     """Finds the encoder's architecture."""
     source = config.init if config.init is not None else config.init_config
@@ -120,19 +160,31 @@ def resolve_student(config: FinetuneAsrConfig) -> ZipformerConfig:
     return with_output_rate(student, config.output_downsampling_factor)
 
 
-def prepare_tokenizer(folder: Path, texts: list[str], config: TokenizerConfig) -> Tokenizer:
-    """Trains the tokenizer, and stores it or compares it with the stored one.
+def prepare_tokenizer(
+    folder: Path, texts: list[str], config: TokenizerConfig, source: str | None = None
+) -> Tokenizer:
+    """Trains or loads the tokenizer, and stores it or compares it with the stored one.
 
     Training is deterministic, so every rank has the same tokenizer without waiting for another.
+
+    Args:
+        folder: Where the run keeps it.
+        texts: Training transcripts.
+        config: How to train it.
+        source: Run folder from which to take it instead.
 
     Raises:
         ConfigError: The folder holds the tokenizer of other transcripts or another configuration;
             going on would give ids another meaning.
+        CheckpointError: `source` has no tokenizer.
     """
-    tokenizer = Tokenizer.train(texts, config)
+    if source is None:
+        tokenizer = Tokenizer.train(texts, config)
+    else:
+        tokenizer = Tokenizer.load(find_tokenizer(Path(source)))
     if folder.is_dir():
         stored = Tokenizer.load(folder)
-        if stored.sha256 != tokenizer.sha256 or stored.config != config:
+        if stored.sha256 != tokenizer.sha256 or stored.config != tokenizer.config:
             raise ConfigError(
                 f"{folder} was trained on other transcripts or with another tokenizer "
                 "configuration: choose another train.output_dir"

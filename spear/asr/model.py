@@ -9,13 +9,15 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from spear.asr.consistency import consistency_loss
 from spear.asr.ctc import CtcHead, CtcLoss, Hypothesis, ctc_loss, greedy_decode
 from spear.asr.data import AsrBatch
+from spear.asr.layer_mix import LAST, LayerMix, idle_parameters, parse_layers, read_frames
 from spear.asr.scoring import ErrorCounts, total_errors, word_errors
 from spear.asr.tokenizer import Tokenizer, normalize
 from spear.data.collate import StudentFrames
@@ -39,6 +41,8 @@ class Transcript:
     """Its tokens as the tokenizer writes them."""
     times_s: list[float]
     """For each token the middle of the encoder frame at which it begins, in seconds."""
+    score: float = 0.0
+    """Log-probability, with what a language model adds; 0 where the search computes none."""
 
 
 class AsrModel(Zipformer):
@@ -51,25 +55,67 @@ class AsrModel(Zipformer):
         config: The encoder; `output_downsampling_factor` 2 gives CTC 25 frames a second.
         tokenizer: What the ids mean.
         dropout: Probability of dropout before the last layer.
+        layers: What the head reads: "last" (the output), "weighted" (a learned sum of all layers)
+            or a layer's number.
+        consistency_weight: Factor of the consistency loss of batches that hold two copies.
+
+    Attributes:
+        idle: Names of encoder parameters that the layers read do not depend on.
     """
 
-    def __init__(self, config: ZipformerConfig, tokenizer: Tokenizer, dropout: float = 0.1) -> None:
+    HEADS: ClassVar[tuple[str, ...]] = ("ctc_head.", "layer_mix.")
+    """How names of weights begin that are no encoder's."""
+
+    def __init__(
+        self,
+        config: ZipformerConfig,
+        tokenizer: Tokenizer,
+        dropout: float = 0.1,
+        layers: str = LAST,
+        consistency_weight: float = 0.0,
+    ) -> None:
         super().__init__(config)
         self.tokenizer = tokenizer
         self.dropout = dropout
+        self.layers = layers
+        self.consistency_weight = consistency_weight
+        chosen = parse_layers(layers, sum(config.num_encoder_layers))
+        self.layer_mix = None if chosen is None else LayerMix(chosen, self.output_dim)
+        self.idle = frozenset[str]()
+        if self.layer_mix is not None:
+            self.idle = idle_parameters(self, self.layer_mix)
         self.ctc_head = CtcHead(self.output_dim, tokenizer.vocab_size, dropout)
 
     def forward(self, batch: AsrBatch) -> StepOutput:  # type: ignore[override]
         """Computes the loss of a batch, and in evaluation mode the word error rate too."""
-        log_probs, lens = self.log_probs(batch.fbank, batch.fbank_lens)
-        loss = ctc_loss(log_probs, lens, batch.tokens, batch.token_lens)
-        metrics = {"left_out": _share_left_out(loss)}
+        frames, lens = self.encode(batch.fbank, batch.fbank_lens)
+        output = self.losses(frames, lens, batch)
         if not self.training:
-            metrics["wer"] = self._word_error_rate(greedy_decode(log_probs, lens), batch.texts)
-        return StepOutput({"ctc": LossTerm(loss.total, loss.num_frames)}, metrics)
+            found = self.greedy(frames, lens)
+            output.metrics["wer"] = self._word_error_rate(found, batch.texts)
+        return output
+
+    def encode(self, fbank: Tensor, fbank_lens: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns what the heads read: (B, T', D) float frames and (B,) int64 valid frames."""
+        encoded = super().forward(fbank, fbank_lens)
+        return read_frames(self, encoded, fbank_lens, self.layer_mix), encoded.lens
+
+    def losses(self, frames: Tensor, lens: Tensor, batch: AsrBatch) -> StepOutput:
+        """Computes the CTC loss of encoded frames (B, T', D), valid as `lens` (B,) says."""
+        log_probs = self.ctc_head(frames)
+        loss = ctc_loss(log_probs, lens, batch.tokens, batch.token_lens)
+        terms = {"ctc": LossTerm(loss.total, loss.num_frames)}
+        if batch.num_copies == 2:
+            total = consistency_loss(log_probs, lens, loss.feasible)
+            terms["consistency"] = LossTerm(total, loss.num_frames, self.consistency_weight)
+        return StepOutput(terms, {"left_out": _share_left_out(loss)})
+
+    def greedy(self, frames: Tensor, lens: Tensor) -> list[Hypothesis]:
+        """Decodes encoded frames (B, T', D) greedily."""
+        return greedy_decode(self.ctc_head(frames), lens)
 
     def log_probs(self, fbank: Tensor, fbank_lens: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores tokens at every encoder frame.
+        """Scores tokens at every encoder frame with the CTC head.
 
         Args:
             fbank: (B, T, M) float32 log-mel.
@@ -78,8 +124,8 @@ class AsrModel(Zipformer):
         Returns:
             (B, T', V) float32 log-probabilities and (B,) int64 valid frames.
         """
-        encoded = super().forward(fbank, fbank_lens)
-        return self.ctc_head(encoded.output), encoded.lens
+        frames, lens = self.encode(fbank, fbank_lens)
+        return self.ctc_head(frames), lens
 
     @torch.no_grad()
     def recognize(self, fbank: Tensor, fbank_lens: Tensor) -> list[Transcript]:
@@ -87,8 +133,8 @@ class AsrModel(Zipformer):
 
         A recording too short for one encoder frame gives an empty transcript.
         """
-        hypotheses = greedy_decode(*self.log_probs(fbank, fbank_lens))
-        return [self._transcript(hypothesis) for hypothesis in hypotheses]
+        hypotheses = self.greedy(*self.encode(fbank, fbank_lens))
+        return [self.transcript(hypothesis) for hypothesis in hypotheses]
 
     def frame_time_s(self, frame: int) -> float:
         """Returns the middle of an encoder frame in seconds from the recording's start."""
@@ -96,11 +142,13 @@ class AsrModel(Zipformer):
         fbank_frame = StudentFrames(self.config.frontend_pad).centre + 2 * factor * frame
         return round(FBANK_SHIFT_S * (fbank_frame + 0.5 + factor - 1), 4)
 
-    def _transcript(self, hypothesis: Hypothesis) -> Transcript:
+    def transcript(self, hypothesis: Hypothesis) -> Transcript:
+        """Puts what a search found into text and seconds."""
         return Transcript(
             text=self.tokenizer.decode(hypothesis.tokens),
             tokens=[self.tokenizer.piece(token) for token in hypothesis.tokens],
             times_s=[self.frame_time_s(frame) for frame in hypothesis.frames],
+            score=hypothesis.score,
         )
 
     def _word_error_rate(self, hypotheses: Sequence[Hypothesis], texts: Sequence[str]) -> Metric:
@@ -121,6 +169,7 @@ class AsrModel(Zipformer):
             "vocab_size": self.tokenizer.vocab_size,
             "tokenizer_sha256": self.tokenizer.sha256,
             "dropout": self.dropout,
+            "layers": self.layers,
         }
 
 
@@ -158,7 +207,7 @@ def load_encoder(model: AsrModel, state: dict[str, Tensor], source: str) -> None
             body.setdefault(name, own[name])
         else:
             del body[name]
-    head = {name: value for name, value in own.items() if name.startswith("ctc_head.")}
+    head = {name: value for name, value in own.items() if name.startswith(model.HEADS)}
     load_exact(model, {**body, **head}, source)
 
 
@@ -179,18 +228,29 @@ def load_asr_model(run_dir: str | Path, weights: str = "averaged", device: str =
     state, content = load_weights(folder, weights)
     if content.get("task") != "asr":
         raise CheckpointError(f"{folder} is not a run of `spear finetune-asr`: it has no ASR head")
-    tokenizer = Tokenizer.load(_tokenizer_folder(folder))
+    tokenizer = Tokenizer.load(find_tokenizer(folder))
     if tokenizer.sha256 != content["tokenizer_sha256"]:
         raise CheckpointError(
             f"{folder}: the tokenizer is not the one the weights were trained with"
         )
-    student = ZipformerConfig.from_dict(content["student"])
-    model = AsrModel(student, tokenizer, float(content["dropout"]))
+    model = _build(content, tokenizer)
     load_exact(model, state, str(folder))
     return model.to(device).eval()
 
 
-def _tokenizer_folder(folder: Path) -> Path:
+def _build(content: dict[str, Any], tokenizer: Tokenizer) -> AsrModel:
+    """Builds the model that `model_config` described."""
+    student = ZipformerConfig.from_dict(content["student"])
+    dropout, layers = float(content["dropout"]), str(content.get("layers", LAST))
+    if "transducer" not in content:
+        return AsrModel(student, tokenizer, dropout, layers)
+    from spear.asr.transducer import TransducerConfig, TransducerModel  # made on top of AsrModel
+
+    transducer = TransducerConfig(**content["transducer"])
+    return TransducerModel(student, tokenizer, transducer, dropout=dropout, layers=layers)
+
+
+def find_tokenizer(folder: Path) -> Path:
     """Finds the tokenizer of a run folder, or of the run that a checkpoint folder lies in."""
     for candidate in (folder, folder.parent, folder.parent.parent):
         if (candidate / TOKENIZER_FOLDER).is_dir():

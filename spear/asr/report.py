@@ -30,7 +30,10 @@ NUM_WORST = 10
 """Utterances shown for each split."""
 _MAX_BARS = 20
 _KINDS = {"substitutions": "num_sub", "deletions": "num_del", "insertions": "num_ins"}
-_COUNTS = ("scored", "not scored", "words", "WER %", "ins", "del", "sub", "CER %", "wrong")
+_COUNTS = (
+    *("scored", "not scored", "words", "WER %", "95% interval", "ins", "del", "sub", "CER %"),
+    *("wrong", "RTF"),
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,15 @@ class SplitResult:
     """Those that could be scored."""
     scores: Scores | None = None
     """Their scores; None where nothing could be scored."""
+    audio_s: float = 0.0
+    """Seconds of all recordings."""
+    decoding_s: float = 0.0
+    """Seconds that it took from files to text."""
+
+    @property
+    def real_time_factor(self) -> float | None:
+        """Seconds of work per second of audio; None where there was no audio."""
+        return self.decoding_s / self.audio_s if self.audio_s > 0 else None
 
 
 def write_report(folder: Path, results: Mapping[str, SplitResult], weights: str) -> None:
@@ -61,8 +73,9 @@ def write_report(folder: Path, results: Mapping[str, SplitResult], weights: str)
     rows = [_rates(split, one) for split, one in results.items()]
     blocks = [
         "# Decoding",
-        f"Weights: {weights}. Utterances are wrong with at least one word error.",
-        markdown_table(("split", *_COUNTS), rows, "lrrrrrrrrr"),
+        f"Weights: {weights}. Utterances are wrong with at least one word error. The interval is a "
+        "bootstrap over utterances. RTF: seconds of work, reading included, per second of audio.",
+        markdown_table(("split", *_COUNTS), rows, "lrrrrrrrrrrr"),
     ]
     for split, one in scored.items():
         blocks += _worst(split, one.recognitions, errors[split])
@@ -74,19 +87,22 @@ def write_report(folder: Path, results: Mapping[str, SplitResult], weights: str)
 
 
 def _rates(split: str, result: SplitResult) -> tuple[str, ...]:
-    scores = result.scores
+    scores, factor = result.scores, result.real_time_factor
+    speed = "" if factor is None else f"{factor:.4f}"
     if scores is None:
-        return (split, "0", f"{result.num_recordings:,}", *[""] * 7)
-    words = scores.words
+        return (split, "0", f"{result.num_recordings:,}", *[""] * 8, speed)
+    words, (low, high) = scores.words, scores.interval
     return (
         split,
         f"{scores.num_utterances:,}",
         f"{result.num_recordings - scores.num_utterances:,}",
         f"{words.num_ref:,}",
         f"{words.percent:.2f}",
+        f"{low:.2f} to {high:.2f}",
         *(f"{count:,}" for count in (words.num_ins, words.num_del, words.num_sub)),
         f"{scores.characters.percent:.2f}",
         f"{scores.num_wrong_utterances:,}",
+        speed,
     )
 
 

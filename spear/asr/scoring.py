@@ -12,12 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from spear.data.rng import generator
 from spear.files import write_text
 from spear.optional import require
 
 # No transcript holds this character, so no word of one can be taken for a gap.
 GAP = "\0"
 NUM_WORST_SHOWN = 50
+NUM_RESAMPLES = 1000
 
 Alignment = list[tuple[str, str]]
 """Pairs of reference and hypothesis symbol; GAP on the left is an insertion, right a deletion."""
@@ -122,6 +126,8 @@ class Scores:
     """Utterances with at least one word error."""
     speakers: dict[str, ErrorCounts]
     """Errors in words by speaker, in the order of names."""
+    interval: tuple[float, float]
+    """Word error rates between which 95% of the bootstrap's lie, in percent."""
 
     def summary(self) -> dict[str, Any]:
         """Returns the numbers as JSON holds them; an infinite rate is null."""
@@ -129,8 +135,11 @@ class Scores:
             None if math.isinf(counts.percent) else round(counts.percent, 4)
             for counts in (self.words, self.characters)
         )
+        low, high = (None if math.isinf(rate) else round(rate, 4) for rate in self.interval)
         return {
             "wer": wer,
+            "wer_low": low,
+            "wer_high": high,
             "cer": cer,
             "ins": self.words.num_ins,
             "del": self.words.num_del,
@@ -153,7 +162,32 @@ def score(recognitions: Sequence[Recognition]) -> Scores:
         num_utterances=len(recognitions),
         num_wrong_utterances=sum(errors.num_errors > 0 for errors in counts),
         speakers=dict(sorted(speakers.items())),
+        interval=bootstrap_interval(counts),
     )
+
+
+def bootstrap_interval(counts: Sequence[ErrorCounts]) -> tuple[float, float]:
+    """Returns the 95% confidence interval of a word error rate, in percent.
+
+    Utterances are drawn with replacement, as many as there are, and scored together; the interval
+    holds the middle 95% of the rates (Bisani and Ney, ICASSP 2004). Errors within an utterance
+    depend on each other, so it is utterances that are drawn and not words. The same counts give
+    the same interval.
+
+    Args:
+        counts: Errors of each utterance.
+    """
+    num_utterances, num_ref = len(counts), sum(one.num_ref for one in counts)
+    if num_ref == 0:
+        rate = total_errors(counts).percent
+        return rate, rate
+    table = np.array([(one.num_errors, one.num_ref) for one in counts], dtype=np.float64)
+    rng = generator(0, "bootstrap", num_utterances)
+    draws = (rng.integers(num_utterances, size=num_utterances) for _ in range(NUM_RESAMPLES))
+    sums = np.array([table[draw].sum(axis=0) for draw in draws])
+    rates = 100.0 * sums[:, 0] / np.maximum(sums[:, 1], 1.0)
+    low, high = np.percentile(rates, (2.5, 97.5))
+    return float(low), float(high)
 
 
 def write_score_files(folder: Path, split: str, recognitions: Sequence[Recognition]) -> Scores:
@@ -191,6 +225,8 @@ def _rates_text(scores: Scores) -> str:
         scores.words.line("WER"),
         scores.characters.line("CER"),
         f"%SER {percent:.2f} [ {num_wrong} / {num_utterances} ]",
+        "95% interval of the WER (bootstrap over utterances): "
+        f"{scores.interval[0]:.2f} to {scores.interval[1]:.2f}",
         "",
         *_speaker_table(scores.speakers),
     ]

@@ -9,18 +9,18 @@ first updates after unfreezing would be several times too large.
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 from spear.asr.ctc import num_frames_needed
 from spear.asr.data import AsrBatch, AsrData
 from spear.asr.model import AsrModel
+from spear.asr.transducer import TransducerModel
 from spear.progress import get_logger
 from spear.training.position import Position
 from spear.zipformer import set_schedule
 
 logger = get_logger(__name__)
-
-HEAD_PREFIX = "ctc_head."
 
 
 class AsrTask:
@@ -51,13 +51,15 @@ class AsrTask:
         self.schedule_offset = schedule_offset
         self._encoder_trains = True
         self._named: set[str] = set()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name not in model.idle)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Returns the encoder, which learns slowly, and the head."""
+        """Returns the encoder, which learns slowly, and the heads."""
         encoder: list[tuple[str, nn.Parameter]] = []
         head: list[tuple[str, nn.Parameter]] = []
         for name, parameter in self.model.named_parameters():
-            (head if name.startswith(HEAD_PREFIX) else encoder).append((name, parameter))
+            (head if name.startswith(self.recognizer.HEADS) else encoder).append((name, parameter))
         return [
             {"named_params": encoder, "lr_scale": self.encoder_lr_scale},
             {"named_params": head, "lr_scale": 1.0},
@@ -66,12 +68,14 @@ class AsrTask:
     def before_step(self, position: Position) -> bool:
         """Moves schedules; freezes or unfreezes the encoder and says whether that changed."""
         set_schedule(self.model, self.schedule_offset + position.schedule)
+        if isinstance(self.recognizer, TransducerModel):
+            self.recognizer.set_step(position.step)
         trains = position.step >= self.freeze_encoder_steps
         if trains == self._encoder_trains:
             return False
         for name, parameter in self.model.named_parameters():
-            if not name.startswith(HEAD_PREFIX):
-                parameter.requires_grad_(trains)
+            if not name.startswith(self.recognizer.HEADS):
+                parameter.requires_grad_(trains and name not in self.recognizer.idle)
         self._encoder_trains = trains
         logger.info("step %d: encoder %s", position.step, "unfrozen" if trains else "frozen")
         return True
@@ -99,10 +103,15 @@ class AsrTask:
         return self.data.longest_batch(epoch, num_shares)
 
     def loss_counts(self, batch: AsrBatch) -> dict[str, float]:
-        """Returns the frames of the utterances that take part in the CTC loss."""
-        return {
-            "ctc": float(sum(there for there, needed in self._frames(batch) if there >= needed))
-        }
+        """Returns the frames of the utterances that take part in the loss, term by term."""
+        frames = self._frames(batch)
+        ctc = float(sum(there for there, needed in frames if there >= needed))
+        counts = {"ctc": ctc} if batch.num_copies == 1 else {"ctc": ctc, "consistency": ctc}
+        if isinstance(self.recognizer, TransducerModel):
+            lens = torch.tensor([there for there, _ in frames])
+            takes_part = self.recognizer.fits(lens, batch.token_lens.cpu())
+            counts |= dict.fromkeys(("simple", "pruned"), float(lens[takes_part].sum()))
+        return counts
 
     def data_config(self) -> dict[str, Any]:
         """Returns what decides which batches come and what is in them."""
@@ -115,8 +124,9 @@ class AsrTask:
     def describe_validation(self, metrics: dict[str, float]) -> str:
         """Returns the validation in one line."""
         nan = float("nan")  # what has no count has no value
-        loss, wer = metrics.get("ctc_loss", nan), metrics.get("wer", nan)
-        return f"ctc loss {loss:.4f} per frame, greedy WER {wer:.2f}%"
+        names = ("ctc", "pruned") if isinstance(self.recognizer, TransducerModel) else ("ctc",)
+        losses = ", ".join(f"{name} loss {metrics.get(f'{name}_loss', nan):.4f}" for name in names)
+        return f"{losses} per frame, greedy WER {metrics.get('wer', nan):.2f}%"
 
     def _frames(self, batch: AsrBatch) -> list[tuple[int, int]]:
         """Returns the output frames of each utterance, and how many its labels need."""

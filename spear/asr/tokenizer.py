@@ -23,6 +23,9 @@ from spear.optional import require
 
 UNKNOWN_ID = 1
 UNKNOWN_TEXT = "\N{REPLACEMENT CHARACTER}"
+UNKNOWN_PIECE = "<unk>"  # how sentencepiece writes it
+WORD_BEGIN = "\N{LOWER ONE EIGHTH BLOCK}"
+"""Where a word begins in a token, or between words where tokens are characters."""
 MODEL_FILE = "model.spm"
 CONFIG_FILE = "tokenizer.json"
 MAX_LINE_BYTES = 1 << 20  # sentencepiece leaves out longer transcripts without saying so

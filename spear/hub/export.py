@@ -22,6 +22,7 @@ from spear.hub.encoder import SpearEncoder
 from spear.hub.icefall import write_checkpoint
 from spear.hub.loading import EXPORT_FILE, WEIGHTS_FILE, to_released_names
 from spear.hub.model_card import model_card, training_record
+from spear.hub.plain_ctc import check_plain_ctc
 from spear.hub.released_config import MODEL_TYPE, released_fields
 from spear.hub.remote_code import AUTO_MAP, write_code
 from spear.hub.token_heads import RUN_PREFIX, write_token_heads
@@ -34,7 +35,16 @@ from spear.zipformer.weights import load_exact
 logger = get_logger(__name__)
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
-_HEADS = (RUN_PREFIX, "ctc_head.", "tagging_head.")
+_HEADS = (
+    RUN_PREFIX,
+    "ctc_head.",
+    "layer_mix.",
+    "decoder.",
+    "joiner.",
+    "simple_am_proj.",
+    "simple_lm_proj.",
+    "tagging_head.",
+)
 """What tasks put on an encoder; an export of the encoder leaves it out."""
 _CTC_LINEAR = "ctc_head.linear."
 _PREPROCESSOR = {
@@ -115,6 +125,7 @@ def _write_recognizer_folder(
     from spear.asr.model import TOKENIZER_FOLDER, load_asr_model
 
     recognizer = load_asr_model(run_dir, origin["weights"])
+    check_plain_ctc(recognizer, run_dir)
     head = {
         f"head.{name.removeprefix(_CTC_LINEAR)}": value
         for name, value in recognizer.state_dict().items()

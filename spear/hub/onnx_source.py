@@ -13,6 +13,7 @@ from spear.asr.ctc import CtcHead
 from spear.errors import CheckpointError
 from spear.hub.loading import WEIGHTS_FILE, from_pretrained, resolve_folder
 from spear.hub.onnx_graph import OnnxGraph
+from spear.hub.plain_ctc import check_plain_ctc
 from spear.model_folder import CONFIG_FILE, read_json_object
 from spear.training.checkpoint import list_checkpoints, load_tensors
 from spear.zipformer import ZipformerConfig
@@ -88,6 +89,7 @@ def _of_run(folder: Path, weights: str) -> OnnxSource:
             "`spear finetune-asr` (it has no checkpoints)"
         )
     model = load_asr_model(folder, weights)
+    check_plain_ctc(model, folder)
     return OnnxSource(OnnxGraph(model, model.ctc_head), model.tokenizer.vocabulary)
 
 

@@ -8,11 +8,11 @@ import soundfile
 from lhotse import MonoCut, Recording, SupervisionSegment
 from lhotse.shar import SharWriter
 
-from spear.asr.augment import SpecAugmentConfig
 from spear.asr.data import AsrDataConfig
 from spear.asr.finetune import FinetuneAsrConfig
 from spear.asr.finetune import run as finetune
 from spear.data.plan import BatchConfig
+from spear.finetune.spec_augment import SpecAugmentConfig
 from spear.hub.export import ExportConfig
 from spear.hub.export import run as export
 from spear.optim import OptimConfig

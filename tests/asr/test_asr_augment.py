@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from spear.asr.augment import SpecAugment, SpecAugmentConfig, check_speeds, perturb_speed
+from spear.asr.augment import check_speeds, perturb_speed
 from spear.audio import LOG_EPS
 from spear.errors import ConfigError
+from spear.finetune.spec_augment import SpecAugment, SpecAugmentConfig
 
 NO_WARP = {"probability": 1.0, "time_warp_frames": 0}
 

@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
-from spear.asr.augment import SpecAugmentConfig
 from spear.asr.data import AsrData, AsrDataConfig, TranscribedCuts
 from spear.asr.tokenizer import Tokenizer, TokenizerConfig
 from spear.audio import LOG_EPS, Fbank
 from spear.data.plan import BatchConfig
 from spear.data.shards import ShardFolder
 from spear.errors import DataError
+from spear.finetune.spec_augment import SpecAugmentConfig
 
 NUM_MEL_BINS = 40
 

@@ -25,16 +25,21 @@ def tables(folder):
 
 @pytest.mark.usefixtures("pictures")
 def test_rates_and_worst_utterances(tmp_path):
-    results = {"test": scored(RESULTS, num_recordings=7), "audio": SplitResult(3)}
+    results = {
+        "test": scored(RESULTS, num_recordings=7),
+        "audio": SplitResult(3, audio_s=80.0, decoding_s=2.0),
+    }
     write_report(tmp_path, results, "averaged")
     scores = results["test"].scores
     assert (scores.words.num_ref, scores.words.num_errors) == (8, 6)
-    cer = scores.characters.percent
+    cer, (low, high) = scores.characters.percent, scores.interval
+    counts = f"75.00 | {low:.2f} to {high:.2f} | 1 | 3 | 2 | {cer:.2f} | 3"
     assert tables(tmp_path) == [
-        "| split | scored | not scored | words | WER % | ins | del | sub | CER % | wrong |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-        f"| test | 4 | 3 | 8 | 75.00 | 1 | 3 | 2 | {cer:.2f} | 3 |",
-        "| audio | 0 | 3 |  |  |  |  |  |  |  |",
+        "| split | scored | not scored | words | WER % | 95% interval | ins | del | sub | CER % | "
+        "wrong | RTF |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        f"| test | 4 | 3 | 8 | {counts} |  |",
+        "| audio | 0 | 3 |  |  |  |  |  |  |  |  | 0.0250 |",
         "| utterance | errors | words | reference | recognised |",
         "| --- | ---: | ---: | --- | --- |",
         "| `utt3` | 3 | 3 | `SIX \\| <unk>` |  |",
@@ -87,6 +92,6 @@ def test_decoding_leaves_its_report(trained_run, sing, write_shards, tmp_path):
     shards = write_shards(tmp_path / "wrong", utterances)
     output = tmp_path / "out"
     run(DecodeConfig(str(trained_run), [str(shards)], output_dir=str(output)))
-    assert tables(output)[2].startswith("| wrong | 2 | 1 | 4 | 25.00 | 0 | 1 | 0 | ")
+    assert tables(output)[2].startswith("| wrong | 2 | 1 | 4 | 25.00 | 0.00 to 50.00 | 0 | ")
     assert tables(output)[5] == "| `two` | 1 | 2 | `DA BC` | `DA` |"
     assert (output / "report.png").read_bytes().startswith(b"\x89PNG")

@@ -9,8 +9,11 @@ import pytest
 import soundfile
 import torch
 
-from spear.asr.decode import DecodeConfig, find_audio, group_by_duration, run, transcribe
+from spear.asr.decode import DecodeConfig, run
 from spear.asr.model import AsrModel, load_asr_model
+from spear.asr.recognize import group_by_duration, transcribe
+from spear.asr.recordings import find_audio
+from spear.asr.search import SearchConfig
 from spear.asr.tokenizer import Tokenizer, TokenizerConfig
 from spear.audio import Fbank
 from spear.errors import AudioError, CheckpointError, ConfigError, DataError
@@ -47,6 +50,23 @@ def test_errors_are_counted(trained_run, sing, write_shards, tmp_path):
     assert [summary[key] for key in ("ins", "del", "sub", "num_words")] == [0, 1, 0, 4]
     assert summary["wer"] == 25.0
     assert "two\t1\tDA (BC->*)" in (tmp_path / "out" / "errs-wrong.txt").read_text()
+
+
+def test_beam_search_leaves_lists_of_the_best(trained_run, tone_shards, tone_texts, tmp_path):
+    pytest.importorskip("flashlight.lib.text.decoder", reason="flashlight-text is not installed")
+    search = SearchConfig("beam", num_best=3)
+    shards, output = [str(tone_shards)], str(tmp_path)
+    run(DecodeConfig(str(trained_run), shards, output_dir=output, search=search))
+    lines = (tmp_path / f"nbest-{tone_shards.name}.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    assert [one["id"] for one in found] == [f"utt{i}" for i in range(len(tone_texts))]
+    assert [one["n_best"][0]["text"] for one in found] == tone_texts
+    for one in found:
+        scores = [hypothesis["score"] for hypothesis in one["n_best"]]
+        assert len(scores) == 3 and scores == sorted(scores, reverse=True)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["method"] == "beam"
+    assert 0 < summary["real_time_factor"][tone_shards.name] < 100
 
 
 def test_the_default_output_is_in_the_run_folder(trained_run, tone_shards):

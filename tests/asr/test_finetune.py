@@ -10,13 +10,17 @@ import torch
 from safetensors.torch import load_file
 
 import spear
-from spear.asr.augment import SpecAugmentConfig
+from spear.asr.consistency import ConsistencyConfig
+from spear.asr.ctc_beam import BeamConfig
 from spear.asr.finetune import FinetuneAsrConfig, build_task, prepare_tokenizer, run
 from spear.asr.model import load_asr_model
+from spear.asr.search import Search, SearchConfig
 from spear.asr.tokenizer import TokenizerConfig
+from spear.asr.transducer import TransducerConfig
 from spear.config import load_config
 from spear.data.plan import BatchConfig
 from spear.errors import CheckpointError, ConfigError
+from spear.finetune.spec_augment import SpecAugmentConfig
 from spear.training import Position
 
 
@@ -177,12 +181,117 @@ def test_utterances_with_more_labels_than_frames_are_named_and_left_out(
     with caplog.at_level(logging.WARNING):
         run(make_config(shards, tmp_path / "run", 3))
     named = [record.getMessage() for record in caplog.records if "crammed" in record.getMessage()]
-    assert len(named) == 1
-    assert "needs 80 frames" in named[0]
+    assert len(named) == 2
+    assert named[0].startswith("1 of 2 transcripts need more frames")
+    assert "needs 80 frames" in named[1]
     assert not [r for r in caplog.records if r.getMessage().startswith("fine")]
     metrics = (tmp_path / "run" / "metrics.jsonl").read_text()
     assert '"train/left_out": 0.5' in metrics
     assert "NaN" not in metrics
+
+
+@pytest.mark.parametrize("layers", ["1", "weighted"])
+def test_other_layers_can_be_read(tone_shards, export_folder, make_config, tmp_path, layers):
+    config = make_config(
+        tone_shards,
+        tmp_path,
+        10,
+        init=str(export_folder),
+        freeze_encoder_steps=5,
+        encoder_lr_scale=1.0,
+        layers=layers,
+        output_downsampling_factor=2,
+    )
+    task = build_task(config)
+    frozen = {n for n, p in task.model.named_parameters() if not p.requires_grad}
+    assert frozen == task.recognizer.idle
+    run(config)
+    model = load_asr_model(tmp_path, "last")
+    assert model.layers == layers
+    pretrained = spear.from_pretrained(export_folder).model.state_dict()
+    for name, value in model.state_dict().items():
+        if name in model.idle:
+            assert torch.equal(value, pretrained.get(name, value)), name
+    if layers == "weighted":
+        assert model.layer_mix.weights.abs().max() > 0
+
+
+def metrics_of(folder):
+    return (folder / "metrics.jsonl").read_text()
+
+
+def test_the_transducer_is_a_head(tone_shards, make_config, tmp_path):
+    config = make_config(
+        tone_shards,
+        tmp_path,
+        8,
+        head="transducer",
+        transducer=TransducerConfig(decoder_dim=16, joiner_dim=16, warmup_steps=4),
+        data={"consistency": ConsistencyConfig(weight=0.2)},
+        train={"log_every": 1},
+    )
+    run(config)
+    metrics = metrics_of(tmp_path)
+    for name in ("ctc", "simple", "pruned", "consistency"):
+        assert f'"train/{name}_loss"' in metrics
+    assert "NaN" not in metrics
+    model = load_asr_model(tmp_path, "last")
+    audio = torch.zeros(1, 100, 40)
+    assert len(Search(model, SearchConfig("beam"))(audio, torch.tensor([100]))) == 1
+    assert len(Search(model)(audio, torch.tensor([100]))) == 1
+    with pytest.raises(ConfigError, match=r"search\.head ctc"):
+        Search(model, SearchConfig("beam", beam=BeamConfig(lm="x.arpa")))
+    batch = next(iter(build_task(config).train_batches(0, 0, range(1), 1)))
+    task = build_task(config)
+    task.model.train()
+    output = task.model(batch)
+    expected = {name: float(term.count) for name, term in output.terms.items()}
+    assert task.loss_counts(batch) == expected
+
+
+def test_consistency_trains_and_is_exact_under_accumulation(tone_shards, make_config, tmp_path):
+    config = make_config(
+        tone_shards,
+        tmp_path,
+        3,
+        data={
+            "consistency": ConsistencyConfig(weight=0.2),
+            "specaugment": SpecAugmentConfig(probability=1.0),
+        },
+        train={"log_every": 1},
+    )
+    task = build_task(config)
+    batch = next(iter(task.train_batches(0, 0, range(1), 1)))
+    output = task.model.train()(batch)
+    assert output.terms["consistency"].weight == 0.2
+    assert output.terms["consistency"].total.item() > 0
+    assert task.loss_counts(batch) == {
+        name: float(term.count) for name, term in output.terms.items()
+    }
+    run(config)
+    assert '"train/consistency_loss"' in metrics_of(tmp_path)
+
+
+@pytest.fixture
+def shards_with_an_x(sing, write_shards, tmp_path):
+    return write_shards(tmp_path / "new", [("new", sing("AB"), "AB X", "x")])
+
+
+def test_a_tokenizer_of_another_run_is_taken_as_it_is(
+    trained_run, shards_with_an_x, make_config, tmp_path, caplog
+):
+    shards = shards_with_an_x
+    config = make_config(shards, tmp_path / "run", 1, tokenizer_from=str(trained_run))
+    with caplog.at_level(logging.WARNING):
+        task = build_task(config)
+    assert task.recognizer.tokenizer.sha256 == load_asr_model(trained_run).tokenizer.sha256
+    assert (
+        "1 of 1 transcripts have characters that the tokenizer does not know (new)" in caplog.text
+    )
+    with pytest.raises(ConfigError, match="tokenizer_from"):
+        make_config(shards, tmp_path, 1, tokenizer_from="x", tokenizer=TokenizerConfig("bpe"))
+    with pytest.raises(CheckpointError, match="no tokenizer folder"):
+        build_task(make_config(shards, tmp_path / "other", 1, tokenizer_from=str(tmp_path)))
 
 
 def test_another_tokenizer_in_the_run_folder_is_refused(tmp_path):

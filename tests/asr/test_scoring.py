@@ -10,6 +10,7 @@ from spear.asr.scoring import (
     ErrorCounts,
     Recognition,
     align,
+    bootstrap_interval,
     character_errors,
     format_alignment,
     score,
@@ -102,12 +103,38 @@ def test_an_infinite_rate_is_null_in_json():
     assert score([Recognition("u", "", "A")]).summary()["wer"] is None
 
 
+def test_the_interval_of_many_like_utterances_is_that_of_the_binomial():
+    rng = random.Random(1)
+    counts = [ErrorCounts(1, 0, 0, int(rng.random() < 0.2)) for _ in range(2000)]
+    low, high = bootstrap_interval(counts)
+    rate = sum(one.num_sub for one in counts) / len(counts)
+    half_width = 100 * 1.96 * math.sqrt(rate * (1 - rate) / len(counts))
+    assert high - 100 * rate == pytest.approx(half_width, rel=0.15)
+    assert 100 * rate - low == pytest.approx(half_width, rel=0.15)
+    assert bootstrap_interval(counts) == (low, high)
+
+
+def test_errors_that_come_together_widen_the_interval():
+    apart = [ErrorCounts(10, 0, 0, 2)] * 100
+    together = [ErrorCounts(10, 0, 0, 10 if i % 5 == 0 else 0) for i in range(100)]
+    assert bootstrap_interval(apart) == pytest.approx((20.0, 20.0))
+    low, high = bootstrap_interval(together)
+    assert low < 15.0 and high > 25.0
+
+
+def test_intervals_without_reference_words():
+    assert bootstrap_interval([ErrorCounts()]) == (0.0, 0.0)
+    assert bootstrap_interval([ErrorCounts(num_ins=1)]) == (math.inf, math.inf)
+    assert score([Recognition("u", "", "A")]).summary()["wer_high"] is None
+
+
 def test_files(tmp_path):
     write_score_files(tmp_path, "test", RESULTS)
     wer = (tmp_path / "wer-test.txt").read_text().splitlines()
     assert wer[0] == "%WER 50.00 [ 3 / 6, 1 ins, 1 del, 1 sub ]"
     assert wer[1].startswith("%CER ")
     assert wer[2] == "%SER 75.00 [ 3 / 4 ]"
+    assert wer[3].startswith("95% interval of the WER")
     assert any(line.split() == ["anna", "4", "0", "1", "1", "50.00"] for line in wer)
     recogs = (tmp_path / "recogs-test.txt").read_text().splitlines()
     assert recogs[:2] == ["utt1:\tref=FOUR FIVE", "utt1:\thyp=FOUR FIVE"]

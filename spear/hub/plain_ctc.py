@@ -1,0 +1,29 @@
+"""Which recognisers can be written as an encoder with one linear layer for CTC, as exports are."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spear.errors import ConfigError
+from spear.progress import get_logger
+
+if TYPE_CHECKING:
+    from spear.asr.model import AsrModel
+
+logger = get_logger(__name__)
+
+
+def check_plain_ctc(model: "AsrModel", folder: Path) -> None:
+    """Refuses a recogniser whose CTC head does not read the encoder's output.
+
+    Of a transducer the CTC head alone is written, which is said.
+
+    Raises:
+        ConfigError: The head reads a mixture of layers, or one of them.
+    """
+    if model.layer_mix is not None:
+        raise ConfigError(
+            f"{folder}: the recogniser reads inner layers of its encoder (layers), which an export "
+            "does not hold; fine-tune with layers last to export it"
+        )
+    if any(name.startswith("joiner.") for name in model.state_dict()):
+        logger.warning("%s: of this transducer only the CTC head is exported", folder)
