@@ -7,6 +7,7 @@ minutes. Lines of several processes do not mix: each is one write at the end of 
 cannot be written is one warning; the ledger never stops a stage.
 """
 
+import fcntl
 import json
 import os
 import platform
@@ -15,7 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -183,12 +184,17 @@ _open: list[_Entry] = []
 def append_line(path: Path, content: dict[str, Any]) -> None:
     """Appends one JSON line by one write, on a line of its own also after half a line.
 
+    A lock keeps others out meanwhile: what they have written half would look like half a line.
+    Where the file system has no locks, the worst is an empty line.
+
     Raises:
         OSError: It cannot be written, or not as a whole.
     """
     line = json.dumps(content, ensure_ascii=False).encode() + b"\n"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # closing the file gives it back
         size = os.fstat(descriptor).st_size
         if size and os.pread(descriptor, 1, size - 1) != b"\n":
             line = b"\n" + line
