@@ -191,7 +191,7 @@ def test_killed_at_any_moment_the_same_command_finishes_the_job(tmp_path):
         if status == 0:  # it was done: begin again, so that every kill meets a run
             assert_same_run(tmp_path / "straight", folder, 40)
             shutil.rmtree(folder)
-    assert num_in_save >= 4, "kills in the middle of a save"
+    assert num_in_save >= 2, "kills in the middle of a save"
     forks.ask()
     assert forks.wait() == 0
     assert_same_run(tmp_path / "straight", folder, 40)
@@ -209,7 +209,7 @@ def checkpoint_steps(folder: Path) -> list[str]:
 
 def wait_for_a_save(folder: Path) -> bool:
     """Returns as soon as a checkpoint is half written; False if none was seen for a while."""
-    deadline = time.monotonic() + 3.0
+    deadline = time.monotonic() + 15.0
     while time.monotonic() < deadline:
         if next(folder.glob("checkpoints/.step-*"), None) is not None:
             return True
