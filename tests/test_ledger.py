@@ -176,6 +176,7 @@ def test_only_rank_0_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_notes_without_a_stage_go_nowhere() -> None:
     ledger.note(audio_hours=1.0, step=3)
+    assert ledger._open == []
 
 
 @pytest.mark.parametrize(

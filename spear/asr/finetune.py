@@ -17,7 +17,6 @@ from spear.asr.model import (
     TOKENIZER_FOLDER,
     AsrModel,
     find_tokenizer,
-    load_encoder,
     with_output_rate,
 )
 from spear.asr.task import AsrTask
@@ -27,7 +26,8 @@ from spear.asr.transducer import TransducerConfig, TransducerModel
 from spear.config import to_dict
 from spear.errors import ConfigError
 from spear.files import remove_partials
-from spear.hub.loading import from_pretrained, read_student_config, resolve_folder
+from spear.finetune.encoder import EncoderStart, load_encoder, resolve_student
+from spear.hub.loading import from_pretrained
 from spear.progress import get_logger
 from spear.training import TrainConfig, train
 from spear.zipformer import ZipformerConfig
@@ -103,7 +103,10 @@ def run(config: FinetuneAsrConfig) -> None:
 
 def build_task(config: FinetuneAsrConfig) -> AsrTask:
     """Builds model and data, and puts the tokenizer into the run folder."""
-    student = resolve_student(config)
+    student = with_output_rate(
+        resolve_student(config.init, config.init_config, config.student),
+        config.output_downsampling_factor,
+    )
     cuts = TranscribedCuts(config.data.train, "train", config.data.skip_untranscribed)
     tokenizer = prepare_tokenizer(
         Path(config.train.output_dir) / TOKENIZER_FOLDER,
@@ -127,13 +130,10 @@ def build_task(config: FinetuneAsrConfig) -> AsrTask:
     check_transcripts(cuts, tokenizer, model.num_output_frames).log()
     if config.init is None:
         return AsrTask(model, data)
-    return AsrTask(
-        model,
-        data,
-        freeze_encoder_steps=config.freeze_encoder_steps,
-        encoder_lr_scale=config.encoder_lr_scale,
-        schedule_offset=config.schedule_offset,
+    start = EncoderStart(
+        config.freeze_encoder_steps, config.encoder_lr_scale, config.schedule_offset
     )
+    return AsrTask(model, data, start)
 
 
 def build_model(
@@ -151,13 +151,6 @@ def build_model(
         layers=config.layers,
         consistency_weight=weight,
     )
-
-
-def resolve_student(config: FinetuneAsrConfig) -> ZipformerConfig:
-    """Finds the encoder's architecture."""
-    source = config.init if config.init is not None else config.init_config
-    student = config.student if source is None else read_student_config(resolve_folder(source))
-    return with_output_rate(student, config.output_downsampling_factor)
 
 
 def prepare_tokenizer(

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,9 +62,6 @@ class AsrModel(Zipformer):
     Attributes:
         idle: Names of encoder parameters that the layers read do not depend on.
     """
-
-    HEADS: ClassVar[tuple[str, ...]] = ("ctc_head.", "layer_mix.")
-    """How names of weights begin that are no encoder's."""
 
     def __init__(
         self,
@@ -183,32 +180,6 @@ def with_output_rate(config: ZipformerConfig, factor: int | None) -> ZipformerCo
     if factor is None:
         return config
     return dataclasses.replace(config, output_downsampling_factor=factor)
-
-
-def load_encoder(model: AsrModel, state: dict[str, Tensor], source: str) -> None:
-    """Starts a recogniser's encoder from pre-trained weights; the head stays as it is.
-
-    A 25 Hz recogniser may start from a 50 Hz encoder and the reverse: the two weights of the
-    output's downsampling, which the other has not, keep their initial value or stay behind.
-
-    Args:
-        model: What to fill.
-        state: Weights of a pre-trained Zipformer: `encoder_embed.*`, `encoder.*`, and perhaps
-            `mask_emb`, which has no use here.
-        source: Where they come from, for messages.
-
-    Raises:
-        CheckpointError: Any other weight is missing, surplus or of another shape.
-    """
-    own = model.state_dict()
-    body = {name: value for name, value in state.items() if name != "mask_emb"}
-    for name in [name for name in {**own, **body} if name.startswith("encoder.downsample_output.")]:
-        if name in own:
-            body.setdefault(name, own[name])
-        else:
-            del body[name]
-    head = {name: value for name, value in own.items() if name.startswith(model.HEADS)}
-    load_exact(model, {**body, **head}, source)
 
 
 def load_asr_model(run_dir: str | Path, weights: str = "averaged", device: str = "cpu") -> AsrModel:

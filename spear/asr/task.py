@@ -1,9 +1,8 @@
 """Fine-tuning for speech recognition as the training loop sees it.
 
-`AsrTask` holds the model and the data, moves the model's schedules, and keeps a pre-trained
-encoder frozen for the first steps while the new head finds its place. Freezing is by
-`requires_grad`: an optimiser that sees zero gradients instead would age its statistics, and the
-first updates after unfreezing would be several times too large.
+`AsrTask` holds the model and the data, and names the utterances that no loss can learn from.
+Schedules and the frozen start of a pre-trained encoder are those of all fine-tuning
+(`spear.finetune.encoder`).
 """
 
 from collections.abc import Iterator
@@ -16,9 +15,9 @@ from spear.asr.ctc import num_frames_needed
 from spear.asr.data import AsrBatch, AsrData
 from spear.asr.model import AsrModel
 from spear.asr.transducer import TransducerModel
+from spear.finetune.encoder import EncoderPace, EncoderStart
 from spear.progress import get_logger
 from spear.training.position import Position
-from spear.zipformer import set_schedule
 
 logger = get_logger(__name__)
 
@@ -29,56 +28,26 @@ class AsrTask:
     Args:
         model: The recogniser.
         data: Its batches.
-        freeze_encoder_steps: Steps during which only the head is trained.
-        encoder_lr_scale: Factor on the encoder's learning rate.
-        schedule_offset: Where schedules such as dropout begin, in units of audio.
+        start: When the encoder begins to learn, and how fast; None: at once, as fast as the head.
     """
 
-    def __init__(
-        self,
-        model: AsrModel,
-        data: AsrData,
-        *,
-        freeze_encoder_steps: int = 0,
-        encoder_lr_scale: float = 1.0,
-        schedule_offset: float = 0.0,
-    ) -> None:
+    def __init__(self, model: AsrModel, data: AsrData, start: EncoderStart | None = None) -> None:
         self.model: nn.Module = model
         self.recognizer = model
         self.data = data
-        self.freeze_encoder_steps = freeze_encoder_steps
-        self.encoder_lr_scale = encoder_lr_scale
-        self.schedule_offset = schedule_offset
-        self._encoder_trains = True
+        self.start = EncoderStart() if start is None else start
+        self._pace = EncoderPace(model, self.start, model.idle)
         self._named: set[str] = set()
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name not in model.idle)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Returns the encoder, which learns slowly, and the heads."""
-        encoder: list[tuple[str, nn.Parameter]] = []
-        head: list[tuple[str, nn.Parameter]] = []
-        for name, parameter in self.model.named_parameters():
-            (head if name.startswith(self.recognizer.HEADS) else encoder).append((name, parameter))
-        return [
-            {"named_params": encoder, "lr_scale": self.encoder_lr_scale},
-            {"named_params": head, "lr_scale": 1.0},
-        ]
+        return self._pace.parameter_groups()
 
     def before_step(self, position: Position) -> bool:
         """Moves schedules; freezes or unfreezes the encoder and says whether that changed."""
-        set_schedule(self.model, self.schedule_offset + position.schedule)
         if isinstance(self.recognizer, TransducerModel):
             self.recognizer.set_step(position.step)
-        trains = position.step >= self.freeze_encoder_steps
-        if trains == self._encoder_trains:
-            return False
-        for name, parameter in self.model.named_parameters():
-            if not name.startswith(self.recognizer.HEADS):
-                parameter.requires_grad_(trains and name not in self.recognizer.idle)
-        self._encoder_trains = trains
-        logger.info("step %d: encoder %s", position.step, "unfrozen" if trains else "frozen")
-        return True
+        return self._pace.before_step(position)
 
     def train_batches(
         self, epoch: int, start_step: int, shares: range, num_shares: int

@@ -8,7 +8,7 @@ in icefall's `zipformer` recipe: `decoder.*`, `joiner.*`, `simple_am_proj.*`, `s
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -83,14 +83,6 @@ class TransducerModel(AsrModel):
         layers: What the heads read, as `AsrModel` takes it.
         consistency_weight: As `AsrModel` takes it; times `ctc_weight`.
     """
-
-    HEADS: ClassVar[tuple[str, ...]] = (
-        *AsrModel.HEADS,
-        "decoder.",
-        "joiner.",
-        "simple_am_proj.",
-        "simple_lm_proj.",
-    )
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,24 +58,6 @@ class CutInfo:
     """Position of the shard in the folder, from 0."""
     row: int
     """Position within the shard, from 0."""
-
-
-@dataclass
-class Clip:
-    """One cut with its data, as training reads it."""
-
-    id: str
-    """Cut id."""
-    audio: np.ndarray
-    """(S,) float32, 16 kHz mono."""
-    domain: str
-    """"speech" or "audio"."""
-    tokens: dict[str, Tokens] = field(default_factory=dict)
-    """(T', N) uint8 or uint16 for each teacher asked for."""
-    text: str | None = None
-    """Transcript, where there is one."""
-    speaker: str | None = None
-    """Speaker id, where it is known."""
 
 
 def cuts_name(shard: int) -> str:
@@ -206,12 +188,6 @@ class ShardFolder:
         except DataError as error:
             raise TokenError(f"{error} (with `spear extract-tokens`)") from error
         return decode_tokens(data, f"{path}: cut {info.id}")
-
-    def clip(self, cut: int | CutInfo, teachers: Iterable[str] = ()) -> Clip:
-        """Reads a cut's audio and the tokens of the teachers named."""
-        info = self._info(cut)
-        tokens = {teacher: self.tokens(info, teacher) for teacher in teachers}
-        return Clip(info.id, self.audio(info), info.domain, tokens, info.text, info.speaker)
 
     def teachers(self) -> list[str]:
         """Returns the names of the teachers that have a sidecar here, sorted."""

@@ -7,6 +7,7 @@ zero gradients instead would age its statistics, and the first updates after unf
 several times too large.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,12 +54,18 @@ class EncoderPace:
     Args:
         model: A Zipformer with a head.
         start: When it begins to learn, and how fast.
+        idle: Names of weights that the model does not use: they stay frozen for good.
     """
 
-    def __init__(self, model: nn.Module, start: EncoderStart) -> None:
+    def __init__(
+        self, model: nn.Module, start: EncoderStart, idle: Collection[str] = frozenset()
+    ) -> None:
         self.model = model
         self.start = start
+        self.idle = idle
         self._trains = True
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name not in idle)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Returns the encoder, at its own rate, and the head, as `Task.parameter_groups`."""
@@ -79,7 +86,7 @@ class EncoderPace:
             return False
         for name, parameter in self.model.named_parameters():
             if is_of_encoder(name):
-                parameter.requires_grad_(trains)
+                parameter.requires_grad_(trains and name not in self.idle)
         self._trains = trains
         logger.info("step %d: encoder %s", position.step, "unfrozen" if trains else "frozen")
         return True

@@ -76,7 +76,7 @@ def test_an_architecture_comes_from_an_export_without_its_weights(
     }
     assert not same(encoder, expected)
     assert {group["lr_scale"] for group in task.parameter_groups()} == {1.0}
-    assert task.freeze_encoder_steps == 0
+    assert task.start.freeze_steps == 0
 
 
 def test_the_seed_fixes_fresh_weights(tone_shards, make_config, tmp_path):

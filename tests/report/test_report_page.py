@@ -259,9 +259,8 @@ def test_user_errors(tmp_path: Path) -> None:
 
 def test_points_are_json_without_nan(tmp_path: Path) -> None:
     page = page_of(make_run(tmp_path / "run"))
-    for path in page.all("path"):
-        if "data-points" in path:
-            json.loads(path["data-points"], parse_constant=pytest.fail)
+    texts = [path["data-points"] for path in page.all("path") if "data-points" in path]
+    assert texts and all(json.loads(text, parse_constant=pytest.fail) for text in texts)
 
 
 def test_links_lead_somewhere(tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ import signal
 import pytest
 import torch
 from run_comparison import assert_same_run, curves
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from toy_task import ToyTask, config_for, global_batch
 
 from spear.errors import CheckpointError, ConfigError, SpearError
 from spear.files import partial_name
 from spear.training import LossTerm, StepOutput, load_weights, train
 from spear.training.checkpoint import checkpoint_path, list_checkpoints, load_state, step_of
+from spear.training.trainer import Trainer
 
 
 def run(folder, config=None, **options):
@@ -427,3 +429,41 @@ def test_a_profile_of_some_steps_is_written(tmp_path):
     assert "aten::addmm" in (tmp_path / "profile" / "operations-00000.txt").read_text()
     run(tmp_path / "straight", {"max_steps": 30})
     assert_same_run(tmp_path, tmp_path / "straight", 30)
+
+
+def test_no_step_asks_the_device_for_a_number(tmp_path, monkeypatch):
+    """From the second step on (the first compares names): metrics, averages, verdict included."""
+
+    class NoReads(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            assert "local_scalar_dense" not in str(function), "the host read a tensor"
+            return function(*args, **(kwargs or {}))
+
+    # What a batch counts is asked before its tensors go to the device, so it may be read there.
+    counts = ToyTask.loss_counts
+
+    def loss_counts(self, batch):
+        with _disable_current_modes():
+            return counts(self, batch)
+
+    monkeypatch.setattr(ToyTask, "loss_counts", loss_counts)
+    plain, watched = Trainer._train_step, []
+
+    def step(self, batches):
+        if self.position.step == 0:
+            return plain(self, batches)
+        watched.append(self.position.step)
+        with NoReads():
+            return plain(self, batches)
+
+    monkeypatch.setattr(Trainer, "_train_step", step)
+    run(tmp_path, {"accumulate": 2, "averaging_every": 1}, dropout=0.3)
+    assert watched == list(range(1, 20))
+
+    def reading(self, batches):
+        with NoReads():
+            return plain(self, batches) or self.state.average.values["scale"].item() * 0
+
+    monkeypatch.setattr(Trainer, "_train_step", reading)
+    with pytest.raises(AssertionError, match="the host read a tensor"):
+        run(tmp_path / "reads")
