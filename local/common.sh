@@ -70,6 +70,39 @@ launch_training() {
     "$SPEAR_PYTHON" ${launcher[@]+"${launcher[@]}"} -m spear "$@"
 }
 
+# side_by_side MOST FUNCTION ITEM...: calls the function with every item, so many at once, which share
+# the cores. The status is that of the first that failed; nothing is started after that.
+side_by_side() {
+  local most="$1" function="$2" item cores pids=()
+  shift 2
+  most="$((most < $# ? most : $#))"
+  if ((most <= 1)); then
+    for item in "$@"; do "$function" "$item"; done
+    return
+  fi
+  cores="$(getconf _NPROCESSORS_ONLN)"
+  for item in "$@"; do
+    OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(((cores + 1) / most))}" "$function" "$item" &
+    pids+=("$!")
+    if ((${#pids[@]} == most)); then
+      wait_for "${pids[@]}" || return
+      pids=()
+    fi
+  done
+  wait_for ${pids[@]+"${pids[@]}"}
+}
+
+# wait_for PID...: until all have ended; the status is that of the first that failed.
+wait_for() {
+  local pid ended status=0
+  for pid in "$@"; do
+    ended=0
+    wait "$pid" || ended=$?
+    if ((status == 0)); then status="$ended"; fi
+  done
+  return "$status"
+}
+
 # begin_stage NUMBER TEXT...: true, with a log line, if the stage is among those asked for.
 begin_stage() {
   local number="$1"

@@ -2,7 +2,8 @@
 
 That is how the Free Spoken Digit Dataset names its files. From the names alone come `text`,
 `utt2spk`, `test_ids` (by the authors' convention indexes 0-4) and `valid_ids`, with the ids that
-`spear prepare` gives: the path below the folder without suffix, '/' written as '-'.
+`spear prepare` gives: the path below the folder without suffix, '/' written as '-'. All of a
+speaker who is held out is in `test_ids`.
 """
 
 import argparse
@@ -63,21 +64,35 @@ def parse_range(text: str) -> range:
     return range(int(match[1]), int(match[2] or match[1]) + 1)
 
 
-def list_lines(digits: list[Digit], test: range, valid: range) -> Iterator[tuple[str, list[str]]]:
+def list_lines(
+    digits: list[Digit], test: range, valid: range, held_out: str | None = None
+) -> Iterator[tuple[str, list[str]]]:
     """Yields the name and the lines of every list.
 
+    Args:
+        digits: All recordings.
+        test: Indexes of the test set.
+        valid: Indexes of the validation set.
+        held_out: A speaker of whom all recordings are test recordings.
+
     Raises:
-        DataError: An index is in both sets, or a set is empty.
+        DataError: An index is in both sets, a set is empty, or there is no such speaker.
     """
     if set(test) & set(valid):
         raise DataError("--test and --valid overlap: a recording belongs to one of them")
+    speakers = sorted({digit.speaker for digit in digits})
+    if held_out is not None and held_out not in speakers:
+        raise DataError(f"no digit of {held_out!r}; the speakers are {', '.join(speakers)}")
     yield "text", [f"{digit.id} {digit.word}" for digit in digits]
     yield "utt2spk", [f"{digit.id} {digit.speaker}" for digit in digits]
-    for name, indexes in (("test_ids", test), ("valid_ids", valid)):
-        lines = [digit.id for digit in digits if digit.index in indexes]
-        if not lines:
-            raise DataError(f"no recording has an index for {name}: {indexes.start} and up")
-        yield name, lines
+    sets = {
+        "test_ids": [d for d in digits if d.index in test or d.speaker == held_out],
+        "valid_ids": [d for d in digits if d.index in valid and d.speaker != held_out],
+    }
+    for name, members in sets.items():
+        if not members:
+            raise DataError(f"no recording has an index for {name}")
+        yield name, [digit.id for digit in members]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -87,11 +102,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output-dir", type=Path, required=True, help="folder for the lists")
     parser.add_argument("--test", default="0-4", help="indexes of the test set")
     parser.add_argument("--valid", default="5-6", help="indexes of the validation set")
+    parser.add_argument("--held-out-speaker", help="one who is heard in the test set only")
     args = parser.parse_args(argv)
     try:
         digits = find_digits(args.digits_dir)
         test, valid = parse_range(args.test), parse_range(args.valid)
-        lists = dict(list_lines(digits, test, valid))
+        lists = dict(list_lines(digits, test, valid, args.held_out_speaker))
     except SpearError as error:
         sys.stderr.write(f"digit_lists.py: error: {error}\n")
         return 2

@@ -196,25 +196,9 @@ make_shards() {
   done
 }
 
-# for_teachers FUNCTION: calls it with every teacher's name, side by side if --num-jobs allows; the
-# processes share the cores. The status is that of the first that failed.
+# for_teachers FUNCTION: calls it with every teacher's name, side by side if --num-jobs allows.
 for_teachers() {
-  local name pid pids=() status=0 ended cores
-  if ((num_jobs == 1 || ${#teachers[@]} == 1)); then
-    for name in "${teachers[@]}"; do "$1" "$name"; done
-    return
-  fi
-  cores="$(getconf _NPROCESSORS_ONLN)"
-  for name in "${teachers[@]}"; do
-    OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(((cores + 1) / ${#teachers[@]}))}" "$1" "$name" &
-    pids+=("$!")
-  done
-  for pid in "${pids[@]}"; do
-    ended=0
-    wait "$pid" || ended=$?
-    if ((status == 0)); then status="$ended"; fi
-  done
-  return "$status"
+  side_by_side "$num_jobs" "$1" "${teachers[@]}"
 }
 
 # Stage 3. The speech teacher's sample is of speech, the audio teacher's of everything.

@@ -44,6 +44,15 @@ def test_held_out_indexes_can_be_chosen(digits_dir, tmp_path):
     assert len(read(tmp_path / "l", "valid_ids")) == 8
 
 
+def test_a_held_out_speaker_is_in_the_test_set_alone(digits_dir, tmp_path):
+    assert make(digits_dir, tmp_path / "l", "--held-out-speaker", "anna") == 0
+    test, valid = (read(tmp_path / "l", name) for name in ("test_ids", "valid_ids"))
+    assert sum("anna" in line for line in test) == 12
+    assert sum("theo" in line for line in test) == 4
+    assert test == sorted(test)
+    assert valid == ["0_theo_5", "0_theo_6", "7_theo_5", "7_theo_6"]
+
+
 def test_ids_are_those_of_prepare_below_subfolders(digits_dir, tmp_path):
     from spear.data.prepare import PrepareConfig, run
 
@@ -64,6 +73,7 @@ def test_ids_are_those_of_prepare_below_subfolders(digits_dir, tmp_path):
     ("words", "message"),
     [
         (["--test", "0-5"], "overlap"),
+        (["--held-out-speaker", "dora"], "no digit of 'dora'; the speakers are anna, theo"),
         (["--test", "99"], "no recording has an index for test_ids"),
         (["--test", "4-2"], "looks like 0-4, not '4-2'"),
         (["--test", "x"], "looks like 0-4, not 'x'"),

@@ -53,6 +53,40 @@ def test_stages_run_from_the_first_to_the_last_asked_for(common):
     assert "number 4" not in done.stderr
 
 
+@pytest.mark.parametrize("most", [1, 2, 9])
+def test_side_by_side_calls_with_every_item(common, tmp_path, most):
+    """So many at once: each waits until the others of its group have begun."""
+    together = min(most, 3)
+    done = common(
+        f"act() {{ echo $1 >>log; touch began-$1; "
+        f"for n in $(seq 100); do (($(ls began-* | wc -l) >= {together})) && return; "
+        f"sleep 0.05; done; return 7; }}\nside_by_side {most} act a b c\necho done",
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "done\n"
+    assert sorted((tmp_path / "log").read_text().split()) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_side_by_side_ends_with_the_first_failure(common, tmp_path, most):
+    done = common(
+        "act() { echo $1 >>log; if [[ $1 == b ]]; then return 5; fi; }\n"
+        f"side_by_side {most} act a b c d\necho done",
+    )
+    assert done.returncode == 5
+    assert done.stdout == ""
+    assert sorted((tmp_path / "log").read_text().split()) == ["a", "b"]
+
+
+def test_side_by_side_shares_the_cores(common):
+    done = common(
+        "getconf() { echo 8; }\nunset OMP_NUM_THREADS\n"
+        "act() { echo ${OMP_NUM_THREADS:-all}; }\n"
+        "side_by_side 2 act a b; side_by_side 1 act a; side_by_side 4 act"
+    )
+    assert done.stdout.split() == ["4", "4", "all"]
+
+
 def test_absolute_keeps_rooted_and_empty_paths(common, tmp_path):
     done = common("for p in /a/b 'c d' ./e ../f ''; do absolute \"$p\"; echo; done")
     here = str(tmp_path)
