@@ -16,7 +16,7 @@ from torch import Tensor
 
 from spear.asr.ctc import BLANK_ID, Hypothesis
 from spear.asr.ngram import dictionary_of, load_ngram, read_words
-from spear.asr.tokenizer import UNKNOWN_ID, WORD_BEGIN, Tokenizer
+from spear.asr.tokenizer import WORD_BEGIN, Tokenizer
 from spear.errors import ConfigError
 from spear.optional import require
 from spear.progress import get_logger
@@ -77,7 +77,7 @@ class CtcBeamSearch:
         self._library = require("flashlight.lib.text.decoder", "beam search", "flashlight-text")
         self.config = config
         self.num_best = num_best
-        self._vocab_size = tokenizer.vocab_size
+        self._vocab_size, self._unknown_id = tokenizer.vocab_size, tokenizer.unknown_id
         by_words = config.lm is not None and config.lm_unit == "word"
         # Every word of the lexicon begins with a separator. Where that is a token of its own, the
         # first word has none: a frame that holds nothing else is put before the recording.
@@ -105,7 +105,7 @@ class CtcBeamSearch:
         if len(log_probs) == 0:
             return [Hypothesis([], [])]
         emissions = log_probs.clone()
-        emissions[:, UNKNOWN_ID] = NEVER
+        emissions[:, self._unknown_id] = NEVER
         if self._first is not None:
             first = emissions.new_full((1, self._vocab_size), NEVER)
             first[0, self._first] = 0.0
@@ -140,7 +140,7 @@ class CtcBeamSearch:
             log_add=True,
             criterion_type=library.CriterionType.CTC,
         )
-        return library.LexiconFreeDecoder(options, lm, UNKNOWN_ID, BLANK_ID, [])
+        return library.LexiconFreeDecoder(options, lm, self._unknown_id, BLANK_ID, [])
 
     def _word_decoder(self, tokenizer: Tokenizer) -> Any:
         """Builds the search over the words of an n-gram."""
@@ -163,17 +163,17 @@ class CtcBeamSearch:
         # What the search does between words besides blanks it does with the "silence": a token of
         # no probability, so that nothing is counted twice.
         return library.LexiconDecoder(
-            options, trie, lm, UNKNOWN_ID, BLANK_ID, len(words), [], False
+            options, trie, lm, self._unknown_id, BLANK_ID, len(words), [], False
         )
 
     def _trie(self, words: list[str], lm: Any, tokenizer: Tokenizer) -> Any:
         """Spells all words in tokens; leaves out, and counts, those that cannot be spelled."""
-        trie = self._library.Trie(self._vocab_size, UNKNOWN_ID)
+        trie = self._library.Trie(self._vocab_size, self._unknown_id)
         start, num_left_out = lm.start(False), 0
         separator = [] if self._first is None else [self._first]
         for number, word in enumerate(words):
             spelling = tokenizer.encode(word)
-            if not spelling or UNKNOWN_ID in spelling:
+            if not spelling or self._unknown_id in spelling:
                 num_left_out += 1
                 continue
             trie.insert([*separator, *spelling], number, lm.score(start, number)[1])

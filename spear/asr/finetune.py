@@ -13,12 +13,7 @@ from typing import Literal
 import torch
 
 from spear.asr.data import AsrData, AsrDataConfig, TranscribedCuts
-from spear.asr.model import (
-    TOKENIZER_FOLDER,
-    AsrModel,
-    find_tokenizer,
-    with_output_rate,
-)
+from spear.asr.model import TOKENIZER_FOLDER, AsrModel, find_tokenizer, with_output_rate
 from spear.asr.task import AsrTask
 from spear.asr.tokenizer import Tokenizer, TokenizerConfig
 from spear.asr.transcripts import check_transcripts
@@ -82,12 +77,14 @@ class FinetuneAsrConfig:
             raise ConfigError("give either init (with weights) or init_config (without), not both")
         if not 0.0 <= self.ctc_dropout < 1.0:
             raise ConfigError(f"ctc_dropout is {self.ctc_dropout}: 0 or more and below 1, please")
-        if self.freeze_encoder_steps < 0:
-            raise ConfigError(f"freeze_encoder_steps is {self.freeze_encoder_steps}, below 0")
         if self.tokenizer_from is not None and self.tokenizer != TokenizerConfig():
             raise ConfigError("tokenizer_from brings its own settings: leave out tokenizer")
-        if not self.encoder_lr_scale > 0:
-            raise ConfigError(f"encoder_lr_scale is {self.encoder_lr_scale}: it must be above 0")
+        self.encoder_start()
+
+    def encoder_start(self) -> EncoderStart:
+        """Returns how the encoder is treated."""
+        start = EncoderStart(self.freeze_encoder_steps, self.encoder_lr_scale, self.schedule_offset)
+        return EncoderStart() if self.init is None else start
 
 
 def run(config: FinetuneAsrConfig) -> None:
@@ -128,12 +125,7 @@ def build_task(config: FinetuneAsrConfig) -> AsrTask:
     )
     _log_sizes(cuts, tokenizer, model)
     check_transcripts(cuts, tokenizer, model.num_output_frames).log()
-    if config.init is None:
-        return AsrTask(model, data)
-    start = EncoderStart(
-        config.freeze_encoder_steps, config.encoder_lr_scale, config.schedule_offset
-    )
-    return AsrTask(model, data, start)
+    return AsrTask(model, data, config.encoder_start())
 
 
 def build_model(

@@ -22,12 +22,16 @@ from spear.asr.scoring import ErrorCounts, total_errors, word_errors
 from spear.asr.tokenizer import Tokenizer, normalize
 from spear.data.collate import StudentFrames
 from spear.errors import CheckpointError
-from spear.training.checkpoint import load_weights
+from spear.files import sha256_of
+from spear.model_folder import read_json_object
+from spear.training.checkpoint import load_tensors, load_weights
 from spear.training.task import LossTerm, Metric, StepOutput
 from spear.zipformer import Zipformer, ZipformerConfig
 from spear.zipformer.weights import load_exact
 
 TOKENIZER_FOLDER = "tokenizer"
+RECOGNIZER_FILE = "recognizer.json"
+RECOGNIZER_WEIGHTS = "model.safetensors"
 FBANK_SHIFT_S = 0.01
 
 
@@ -82,6 +86,11 @@ class AsrModel(Zipformer):
         if self.layer_mix is not None:
             self.idle = idle_parameters(self, self.layer_mix)
         self.ctc_head = CtcHead(self.output_dim, tokenizer.vocab_size, dropout)
+
+    @property
+    def has_ctc(self) -> bool:
+        """Whether the CTC head is trained, so that what it says counts."""
+        return True
 
     def forward(self, batch: AsrBatch) -> StepOutput:  # type: ignore[override]
         """Computes the loss of a batch, and in evaluation mode the word error rate too."""
@@ -186,8 +195,10 @@ def load_asr_model(run_dir: str | Path, weights: str = "averaged", device: str =
     """Loads a finished or running recogniser in evaluation mode.
 
     Args:
-        run_dir: Run folder of `spear finetune-asr`, or one of its checkpoint folders.
-        weights: Which of the run's weights, as `spear.training.checkpoint.load_weights` takes it.
+        run_dir: Run folder of `spear finetune-asr`, one of its checkpoint folders, or a recogniser
+            that was exported or imported.
+        weights: Which of the run's weights, as `spear.training.checkpoint.load_weights` takes it;
+            a folder that is no run has its weights only.
         device: Where the weights go.
 
     Raises:
@@ -196,7 +207,10 @@ def load_asr_model(run_dir: str | Path, weights: str = "averaged", device: str =
     folder = Path(run_dir)
     if not folder.is_dir():
         raise CheckpointError(f"no run folder {folder}; run `spear finetune-asr` first")
-    state, content = load_weights(folder, weights)
+    if (folder / RECOGNIZER_FILE).is_file():
+        state, content = _read_recognizer(folder)
+    else:
+        state, content = load_weights(folder, weights)
     if content.get("task") != "asr":
         raise CheckpointError(f"{folder} is not a run of `spear finetune-asr`: it has no ASR head")
     tokenizer = Tokenizer.load(find_tokenizer(folder))
@@ -207,6 +221,15 @@ def load_asr_model(run_dir: str | Path, weights: str = "averaged", device: str =
     model = _build(content, tokenizer)
     load_exact(model, state, str(folder))
     return model.to(device).eval()
+
+
+def _read_recognizer(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads weights and configuration of a folder that `write_recognizer` wrote."""
+    content = read_json_object(folder / RECOGNIZER_FILE)
+    weights = folder / RECOGNIZER_WEIGHTS
+    if not weights.is_file() or sha256_of(weights) != content.get("weights_sha256"):
+        raise CheckpointError(f"{weights} is not the file that was written there")
+    return load_tensors(weights), content
 
 
 def _build(content: dict[str, Any], tokenizer: Tokenizer) -> AsrModel:

@@ -57,6 +57,11 @@ class Search:
         self.model = model
         self._config = config or SearchConfig()
         self._transducer = isinstance(model, TransducerModel) and self._config.head == "auto"
+        if not self._transducer and not model.has_ctc:
+            raise ConfigError(
+                "search.head ctc: the CTC head of this transducer was never trained "
+                "(transducer.ctc_weight 0)"
+            )
         self._ctc_beam: CtcBeamSearch | None = None
         if self._config.method == "greedy":
             return

@@ -28,14 +28,14 @@ class AsrTask:
     Args:
         model: The recogniser.
         data: Its batches.
-        start: When the encoder begins to learn, and how fast; None: at once, as fast as the head.
+        start: When the encoder begins to learn, and how fast.
     """
 
-    def __init__(self, model: AsrModel, data: AsrData, start: EncoderStart | None = None) -> None:
+    def __init__(self, model: AsrModel, data: AsrData, start: EncoderStart) -> None:
         self.model: nn.Module = model
         self.recognizer = model
         self.data = data
-        self.start = EncoderStart() if start is None else start
+        self.start = start
         self._pace = EncoderPace(model, self.start, model.idle)
         self._named: set[str] = set()
 

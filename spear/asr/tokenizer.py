@@ -3,7 +3,8 @@
 A tokenizer is trained from the transcripts of the training data, depends on nothing but these
 transcripts and its configuration (not on their order), and lies in the run folder as
 `tokenizer/model.spm` with the configuration beside it, so that decoding normalises and splits text
-exactly as training did. Id 0 is CTC's blank, id 1 stands for characters that training never saw.
+exactly as training did. Id 0 is CTC's blank, id 1 (of icefall's models 2) stands for characters
+that training never saw.
 """
 
 import hashlib
@@ -21,8 +22,9 @@ from spear.errors import CheckpointError, ConfigError, DataError
 from spear.files import atomic_folder
 from spear.optional import require
 
-UNKNOWN_ID = 1
+UNKNOWN_ID = 1  # of tokenizers that are trained here
 UNKNOWN_TEXT = "\N{REPLACEMENT CHARACTER}"
+BLANK_PIECE = "<blk>"
 UNKNOWN_PIECE = "<unk>"  # how sentencepiece writes it
 WORD_BEGIN = "\N{LOWER ONE EIGHTH BLOCK}"
 """Where a word begins in a token, or between words where tokens are characters."""
@@ -76,7 +78,8 @@ class Tokenizer:
 
     Attributes:
         config: How it normalises and splits.
-        vocab_size: Number of ids, with blank (0) and unknown (1).
+        vocab_size: Number of ids, with blank (0) and unknown.
+        unknown_id: The id of characters that training never saw.
         model_bytes: The sentencepiece model as it lies on disk.
     """
 
@@ -84,7 +87,7 @@ class Tokenizer:
         """Wraps a serialised sentencepiece model.
 
         Raises:
-            CheckpointError: The bytes are no sentencepiece model with blank 0 and unknown 1.
+            CheckpointError: The bytes are no sentencepiece model whose id 0 is the blank.
         """
         spm = require("sentencepiece", "the ASR tokenizer")
         self.config = config
@@ -94,12 +97,13 @@ class Tokenizer:
             self._processor.LoadFromSerializedProto(model_bytes)
         except RuntimeError as error:
             raise CheckpointError(f"this is no sentencepiece model: {error}") from error
-        if self._processor.pad_id() != BLANK_ID or self._processor.unk_id() != UNKNOWN_ID:
-            raise CheckpointError(
-                "the sentencepiece model has no blank at id 0 and unknown at id 1; "
-                "train it with `spear finetune-asr`"
-            )
         self.vocab_size = int(self._processor.GetPieceSize())
+        self.unknown_id = int(self._processor.unk_id())
+        if self.piece(BLANK_ID) != BLANK_PIECE:
+            raise CheckpointError(
+                f"the sentencepiece model has {self.piece(BLANK_ID)!r} at id 0, where the blank "
+                f"{BLANK_PIECE} must be: take one that `spear finetune-asr` or icefall trained"
+            )
 
     @classmethod
     def train(cls, texts: Iterable[str], config: TokenizerConfig) -> "Tokenizer":
@@ -127,7 +131,7 @@ class Tokenizer:
         return cls(model.getvalue(), config)
 
     def encode(self, text: str) -> list[int]:
-        """Normalises a transcript and gives its ids; a character never seen becomes id 1."""
+        """Normalises a transcript and gives its ids; what was never seen becomes `unknown_id`."""
         ids: list[int] = self._processor.EncodeAsIds(normalize(text, self.config))
         return ids
 
@@ -146,7 +150,7 @@ class Tokenizer:
     def vocabulary(self) -> list[str]:
         """The text of every token by id, for who decodes without sentencepiece."""
         pieces = [self.piece(index) for index in range(self.vocab_size)]
-        pieces[UNKNOWN_ID] = UNKNOWN_TEXT
+        pieces[self.unknown_id] = UNKNOWN_TEXT
         return pieces
 
     def piece(self, index: int) -> str:
@@ -158,6 +162,24 @@ class Tokenizer:
     def sha256(self) -> str:
         """SHA-256 of the model, as hexadecimal text: weights fit the tokenizer they came with."""
         return hashlib.sha256(self.model_bytes).hexdigest()
+
+    @classmethod
+    def from_sentencepiece(cls, path: Path | str) -> "Tokenizer":
+        """Takes a sentencepiece model that was trained elsewhere, icefall's `bpe.model` say.
+
+        Raises:
+            CheckpointError: There is no such file, or its id 0 is not the blank.
+        """
+        try:
+            model_bytes = Path(path).read_bytes()
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+        try:
+            tokenizer = cls(model_bytes, TokenizerConfig("bpe"))
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        tokenizer.config = TokenizerConfig("bpe", tokenizer.vocab_size)
+        return tokenizer
 
     def save(self, folder: Path | str) -> None:
         """Writes model and configuration into a folder of their own, whole or not at all."""
@@ -203,7 +225,7 @@ def _trainer_options(config: TokenizerConfig) -> dict[str, Any]:
         "shuffle_input_sentence": False,
         "num_threads": 1,
         "pad_id": BLANK_ID,
-        "pad_piece": "<blk>",
+        "pad_piece": BLANK_PIECE,
         "unk_id": UNKNOWN_ID,
         "unk_surface": UNKNOWN_TEXT,
         "bos_id": -1,

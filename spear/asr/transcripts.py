@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from spear.asr.data import TranscribedCuts
-from spear.asr.tokenizer import UNKNOWN_ID, Tokenizer
+from spear.asr.tokenizer import Tokenizer
 from spear.audio import SAMPLE_RATE_HZ, num_fbank_frames
 from spear.errors import DataError
 from spear.progress import get_logger
@@ -69,7 +69,7 @@ def check_transcripts(
     findings = TranscriptFindings(
         num_cuts=len(ids),
         empty=[name for name, own in named if not own],
-        unknown=[name for name, own in named if UNKNOWN_ID in own],
+        unknown=[name for name, own in named if tokenizer.unknown_id in own],
         crammed=crammed,
     )
     if len({*findings.empty, *crammed}) == len(ids):

@@ -6,7 +6,6 @@ The CTC head is a second head on the same frames; it helps the encoder align. We
 in icefall's `zipformer` recipe: `decoder.*`, `joiner.*`, `simple_am_proj.*`, `simple_lm_proj.*`.
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -25,10 +24,7 @@ from spear.errors import ConfigError
 from spear.training.task import LossTerm, Metric, StepOutput
 from spear.zipformer import ZipformerConfig
 from spear.zipformer.initialization import scaled_linear
-from spear.zipformer.weights import load_exact
 
-_ICEFALL_CTC = "ctc_output.1."
-_OUR_CTC = "ctc_head.linear."
 _FIRST_PRUNED_WEIGHT = 0.1
 
 
@@ -102,6 +98,11 @@ class TransducerModel(AsrModel):
         self.simple_am_proj = scaled_linear(self.output_dim, vocab_size, PROJECTION_SCALE)
         self.simple_lm_proj = scaled_linear(decoder_dim, vocab_size, PROJECTION_SCALE)
         self._warmth = 1.0
+
+    @property
+    def has_ctc(self) -> bool:
+        """Whether the CTC head is trained, so that what it says counts."""
+        return self.transducer.ctc_weight > 0
 
     def set_step(self, step: int) -> None:
         """Moves the losses' weights to where they are at a step of training, counted from 0."""
@@ -184,23 +185,3 @@ class TransducerModel(AsrModel):
             backend=config.backend,
         )
         return {"simple": simple, "pruned": pruned}
-
-
-def load_icefall_weights(model: TransducerModel, state: Mapping[str, Tensor], source: str) -> None:
-    """Fills a whole recogniser from a checkpoint of icefall's `zipformer` recipe.
-
-    Args:
-        model: Of the sizes that the checkpoint has.
-        state: Its weights. Without a CTC head among them, the model's stays as it is.
-        source: Where they come from, for messages.
-
-    Raises:
-        CheckpointError: A weight is missing, surplus or of another shape.
-    """
-    own = model.state_dict()
-    heads = {name: value for name, value in own.items() if name.startswith(_OUR_CTC)}
-    renamed = {
-        _OUR_CTC + name.removeprefix(_ICEFALL_CTC) if name.startswith(_ICEFALL_CTC) else name: value
-        for name, value in state.items()
-    }
-    load_exact(model, {**heads, **renamed}, source)

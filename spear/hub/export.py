@@ -69,10 +69,11 @@ class ExportConfig:
     weights: str = "averaged"
     """Which of the run's weights: "averaged" (over the later half of the run), "averaged:SHARE"
     (over its last share, e.g. averaged:0.25), "last", "average_last:K" (mean of K checkpoints)."""
-    layout: Literal["spear", "ctc", "icefall"] = "spear"
-    """Whose: "spear" is the encoder for `spear.from_pretrained` and transformers, "ctc" the
-    recogniser of a `spear finetune-asr` run for transformers (`SpearForCTC`), "icefall" the encoder
-    as a `pretrained.pt` for icefall's recipes."""
+    layout: Literal["spear", "recognizer", "ctc", "icefall"] = "spear"
+    """Whose: "spear" is the encoder for `spear.from_pretrained` and transformers. Of a
+    `spear finetune-asr` run, "recognizer" is all of it without the run, for `spear decode` and
+    `spear transcribe`, and "ctc" its CTC recogniser for transformers (`SpearForCTC`). "icefall" is
+    the encoder as a `pretrained.pt` for icefall's recipes."""
 
 
 def run(config: ExportConfig) -> None:
@@ -90,7 +91,9 @@ def run(config: ExportConfig) -> None:
     if config.layout == "icefall":
         write_checkpoint(encoder, output)
     elif config.layout == "ctc":
-        _write_recognizer_folder(encoder, run_dir, output, record)
+        _write_ctc_folder(encoder, run_dir, output, record)
+    elif config.layout == "recognizer":
+        _write_recognizer(run_dir, output, record)
     else:
         write_model_folder(encoder, output, record, state)
     logger.info("exported %s weights of %s to %s", config.weights, run_dir, output)
@@ -118,7 +121,16 @@ def write_model_folder(
         _write_folder(folder, config, weights, origin, card)
 
 
-def _write_recognizer_folder(
+def _write_recognizer(run_dir: Path, output: Path, origin: Mapping[str, Any]) -> None:
+    """Writes a run of `spear finetune-asr` as a folder for `load_asr_model`."""
+    from spear.asr.model import load_asr_model
+    from spear.asr.recognizer_folder import write_recognizer
+
+    kept = {name: origin[name] for name in ("weights", "training")}
+    write_recognizer(load_asr_model(run_dir, origin["weights"]), output, kept)
+
+
+def _write_ctc_folder(
     encoder: SpearEncoder, run_dir: Path, output: Path, origin: Mapping[str, Any]
 ) -> None:
     """Writes a run of `spear finetune-asr` as a folder for transformers' `AutoModelForCTC`."""

@@ -66,28 +66,72 @@ def load_checkpoint(
         CheckpointError: The file cannot be read, or its encoder is not as described.
         ConfigError: A field of `student` does not exist or fit.
     """
+    content, state = read_weights(path, weights)
+    left_aside = {name.split(".")[0] for name in state if not _is_ours(name)}
+    own = {name: value for name, value in state.items() if _is_ours(name)}
+    config = encoder_config(path, content, own, student)
+    encoder = SpearEncoder(config)
+    own = encoder_weights(own, config)
+    own.setdefault(_MASK, encoder.model.mask_emb.detach())
+    load_exact(encoder.model, own, str(path))
+    return encoder.eval(), sorted(left_aside)
+
+
+def read_weights(path: Path, weights: str = "model") -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Reads an icefall checkpoint.
+
+    Args:
+        path: The file.
+        weights: "model" or "model_avg".
+
+    Returns:
+        All that it holds, and the weights among it.
+
+    Raises:
+        CheckpointError: The file cannot be read, or has no such weights.
+    """
     content = _read(path)
     if not isinstance(content.get(weights), Mapping):
         raise CheckpointError(f"{path} has no weights called {weights!r}: is it icefall's?")
-    state = dict(content[weights])
-    left_aside = {name.split(".")[0] for name in state if not _is_ours(name)}
-    own = {name: value for name, value in state.items() if _is_ours(name)}
-    if not own:
-        raise CheckpointError(f"{path} has no `encoder.*` weights: it holds {sorted(left_aside)}")
-    told = {**_told_by(content, own), **_told_beside(path), **(student or {})}
+    return content, dict(content[weights])
+
+
+def encoder_config(
+    path: Path,
+    content: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    student: Mapping[str, Any] | None = None,
+) -> ZipformerConfig:
+    """Puts together what is known of a checkpoint's encoder.
+
+    Args:
+        path: The file; a `config.json` of ours beside it is read.
+        content: All that it holds.
+        state: Its weights.
+        student: Fields that are not told, or told wrongly.
+
+    Raises:
+        CheckpointError: It has no encoder, or the encoder's sizes are told nowhere.
+        ConfigError: A field of `student` does not exist or fit.
+    """
+    if not any(name.startswith(ENCODER_PREFIXES) for name in state):
+        modules = sorted({name.split(".")[0] for name in state})
+        raise CheckpointError(f"{path} has no `encoder.*` weights: it holds {modules}")
+    told = {**_told_by(content, state), **_told_beside(path), **(student or {})}
     if "encoder_dim" not in told:
         raise CheckpointError(
             f"{path} does not tell the sizes of its encoder: give the run's options as student, "
             "for example {'encoder_dim': [192, 256, 384, 512, 384, 256], ...}"
         )
-    config = ZipformerConfig.from_dict(told)
+    return ZipformerConfig.from_dict(told)
+
+
+def encoder_weights(state: Mapping[str, Tensor], config: ZipformerConfig) -> dict[str, Tensor]:
+    """Returns weights as our encoder has them, in float32."""
+    wide = {name: value.to(torch.float32) for name, value in state.items()}
     if config.output_downsampling_factor == 1:
-        own.pop(_OUTPUT_BIAS, None)  # icefall has a weight for the mean of one frame
-    encoder = SpearEncoder(config)
-    own.setdefault(_MASK, encoder.model.mask_emb.detach())
-    wide = {name: value.to(torch.float32) for name, value in own.items()}
-    load_exact(encoder.model, wide, str(path))
-    return encoder.eval(), sorted(left_aside)
+        wide.pop(_OUTPUT_BIAS, None)  # icefall has a weight for the mean of one frame
+    return wide
 
 
 def write_checkpoint(encoder: SpearEncoder, folder: Path) -> None:

@@ -13,7 +13,9 @@ logger = get_logger(__name__)
 
 @dataclass
 class ImportIcefallConfig:
-    """Turns an icefall checkpoint into a model folder for `spear.from_pretrained`."""
+    """Turns an icefall checkpoint into a model folder for `spear.from_pretrained`, or, with its
+    tokenizer, into a recogniser for `spear decode` and `spear transcribe`.
+    """
 
     checkpoint: str
     """icefall's `.pt` file: `pretrained.pt`, `epoch-N.pt` or `checkpoint-N.pt`."""
@@ -21,6 +23,9 @@ class ImportIcefallConfig:
     """Folder to write; an existing one is replaced when the new one is complete."""
     weights: Literal["model", "model_avg"] = "model"
     """Which of the file's weights; `pretrained.pt` has the former only."""
+    bpe_model: str | None = None
+    """The recogniser's sentencepiece model, `data/lang_bpe_500/bpe.model`: imports all of it; none:
+    the encoder alone."""
     student: dict[str, Any] = field(default_factory=dict)
     """The encoder's fields that the file does not tell, as
     `--student '{"encoder_dim": [192, 256], ...}'`; `pretrained.pt` tells none."""
@@ -33,10 +38,33 @@ def run(config: ImportIcefallConfig) -> None:
         CheckpointError: The file cannot be read, or its encoder is not as described.
         ConfigError: A field of `student` does not exist or fit.
     """
+    if config.bpe_model is not None:
+        _import_recognizer(config, config.bpe_model)
+        return
     path = Path(config.checkpoint)
     encoder, left_aside = load_checkpoint(path, config.student, config.weights)
-    if left_aside:
-        logger.info("left aside: %s", ", ".join(left_aside))
-    record = {"imported_from": path.name, "weights": config.weights}
-    write_model_folder(encoder, Path(config.output_dir), record)
+    _log_left_aside(left_aside)
+    write_model_folder(encoder, Path(config.output_dir), _origin(config))
     logger.info("imported the encoder of %s to %s", path, config.output_dir)
+
+
+def _import_recognizer(config: ImportIcefallConfig, bpe_model: str) -> None:
+    from spear.asr.recognizer_folder import write_recognizer
+    from spear.asr.tokenizer import Tokenizer
+    from spear.hub.icefall_recognizer import load_recognizer
+
+    path = Path(config.checkpoint)
+    tokenizer = Tokenizer.from_sentencepiece(bpe_model)
+    model, left_aside = load_recognizer(path, tokenizer, config.student, config.weights)
+    _log_left_aside(left_aside)
+    write_recognizer(model, Path(config.output_dir), _origin(config))
+    logger.info("imported the recogniser of %s to %s", path, config.output_dir)
+
+
+def _origin(config: ImportIcefallConfig) -> dict[str, str]:
+    return {"imported_from": Path(config.checkpoint).name, "weights": config.weights}
+
+
+def _log_left_aside(modules: list[str]) -> None:
+    if modules:
+        logger.info("left aside: %s", ", ".join(modules))

@@ -18,8 +18,10 @@ def check_plain_ctc(model: "AsrModel", folder: Path) -> None:
     Of a transducer the CTC head alone is written, which is said.
 
     Raises:
-        ConfigError: The head reads a mixture of layers, or one of them.
+        ConfigError: The head reads a mixture of layers, or one of them, or was never trained.
     """
+    if not model.has_ctc:
+        raise ConfigError(f"{folder}: this transducer was trained without CTC: no head to export")
     if model.layer_mix is not None:
         raise ConfigError(
             f"{folder}: the recogniser reads inner layers of its encoder (layers), which an export "

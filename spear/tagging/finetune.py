@@ -74,9 +74,8 @@ class FinetuneTaggingConfig:
 
     def encoder_start(self) -> EncoderStart:
         """Returns how the encoder is treated."""
-        if self.init is None:
-            return EncoderStart()
-        return EncoderStart(self.freeze_encoder_steps, self.encoder_lr_scale, self.schedule_offset)
+        start = EncoderStart(self.freeze_encoder_steps, self.encoder_lr_scale, self.schedule_offset)
+        return EncoderStart() if self.init is None else start
 
 
 def run(config: FinetuneTaggingConfig) -> None:

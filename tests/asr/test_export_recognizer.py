@@ -2,11 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 import spear
-from spear.asr import load_asr_model
+from spear.asr import load_asr_model, transcribe
 from spear.asr.tokenizer import Tokenizer
 from spear.errors import CheckpointError
 from spear.hub.export import ExportConfig
@@ -69,3 +70,17 @@ def test_it_carries_its_tokenizer_and_vocabulary(folder, trained_run):
 def test_an_encoder_is_no_recogniser(export_folder, tmp_path):
     with pytest.raises(CheckpointError):
         export(ExportConfig(str(export_folder), str(tmp_path / "out"), layout="ctc"))
+
+
+def test_a_recogniser_leaves_its_run_whole(trained_run, tone_shards, tmp_path):
+    output = tmp_path / "recogniser"
+    export(ExportConfig(str(trained_run), str(output), "last", "recognizer"))
+    assert sorted(path.name for path in output.iterdir()) == [
+        "model.safetensors",
+        "recognizer.json",
+        "tokenizer",
+    ]
+    ours, theirs = load_asr_model(output), load_asr_model(trained_run, "last")
+    audio = [0.1 * np.random.default_rng(0).standard_normal(16000)]
+    assert transcribe(ours, audio) == transcribe(theirs, audio)
+    assert json.loads((output / "recognizer.json").read_text())["origin"]["weights"] == "last"

@@ -1,8 +1,10 @@
 """The tokenizer: round trips, determinism, what it refuses."""
 
+import io
 import json
 
 import pytest
+import sentencepiece
 
 from spear.asr.tokenizer import (
     BLANK_ID,
@@ -94,6 +96,17 @@ def test_a_changed_or_missing_file_is_refused(tmp_path):
     (folder / "tokenizer.json").write_text(json.dumps({"sha256": other.sha256, "colour": 1}))
     with pytest.raises(CheckpointError, match="colour"):
         Tokenizer.load(folder)
+
+
+def test_a_model_with_another_blank_is_refused(tmp_path):
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter(TEXTS), model_writer=model, model_type="char", minloglevel=2
+    )
+    with pytest.raises(CheckpointError, match="<unk>' at id 0, where the blank <blk> must be"):
+        Tokenizer(model.getvalue(), TokenizerConfig())
+    with pytest.raises(CheckpointError, match="no sentencepiece model"):
+        Tokenizer(b"something else", TokenizerConfig())
 
 
 def test_vocabularies_that_do_not_fit_name_the_limit():

@@ -16,9 +16,9 @@ from spear.asr.recognize import transcribe
 from spear.asr.rnnt import rnnt_loss
 from spear.asr.search import SearchConfig
 from spear.asr.tokenizer import Tokenizer, TokenizerConfig
-from spear.asr.transducer import TransducerConfig, TransducerModel, load_icefall_weights
+from spear.asr.transducer import TransducerConfig, TransducerModel
 from spear.asr.transducer_modules import Decoder, Joiner
-from spear.errors import CheckpointError, ConfigError
+from spear.errors import ConfigError
 from spear.finetune.encoder import is_of_encoder
 from spear.zipformer import ZipformerConfig
 
@@ -213,25 +213,6 @@ def test_names_are_those_of_icefall(model):
         ),
     }
     assert model.decoder.conv.weight.shape == (12, 4, 2)
-
-
-def test_weights_of_icefall_load(model, tokenizer):
-    theirs = {
-        name.replace("ctc_head.linear.", "ctc_output.1."): weight
-        for name, weight in model.state_dict().items()
-    }
-    other = TransducerModel(small_student(), tokenizer, small())
-    load_icefall_weights(other, theirs, "a file")
-    for name, weight in model.state_dict().items():
-        assert torch.equal(other.state_dict()[name], weight)
-
-    without = {name: x for name, x in theirs.items() if not name.startswith("ctc_output")}
-    other.ctc_head.linear.weight.data.fill_(7.0)
-    load_icefall_weights(other, without, "a file")
-    assert other.ctc_head.linear.weight.eq(7.0).all()
-    del theirs["joiner.output_linear.bias"]
-    with pytest.raises(CheckpointError, match=r"a file .* missing: joiner\.output_linear\.bias"):
-        load_icefall_weights(other, theirs, "a file")
 
 
 def test_the_decoder_sees_its_context_alone():
