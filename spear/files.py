@@ -8,13 +8,15 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 _HOST = re.sub(r"\W", "_", socket.gethostname()) or "host"
 _OWNER = re.compile(r"\.partial-(\w+)-(\d+)(?=\.|$)")
 _DAY_S = 86400.0
+_UMASK = os.umask(0o077)  # it can only be read by setting it
+os.umask(_UMASK)
 
 
 def sha256_of(path: Path, chunk_bytes: int = 1 << 22) -> str:
@@ -35,6 +37,17 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _finish(file: Path) -> None:
+    """Puts a written file on disk, with the permissions that a new file has by default.
+
+    Some writers (safetensors 0.8) make their files readable by the user alone, so that nobody else
+    in a laboratory could load a checkpoint.
+    """
+    with suppress(OSError):  # some network file systems have no permissions to set
+        os.chmod(file, 0o666 & ~_UMASK)
+    sync(file)
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary name beside `path`; renames it to `path` when the block succeeds.
@@ -47,7 +60,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     partial = path.with_name(partial_name(path.name.split(".")[0], _suffixes(path)))
     try:
         yield partial
-        sync(partial)
+        _finish(partial)
         os.replace(partial, path)
         sync(path.parent)
     finally:
@@ -65,7 +78,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     try:
         yield partial
         for file in sorted(partial.rglob("*")):
-            sync(file)
+            if file.is_dir():
+                sync(file)
+            else:
+                _finish(file)
         if path.is_dir():
             shutil.rmtree(path)
         os.replace(partial, path)

@@ -28,6 +28,18 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
 
 
+def test_others_may_read_what_a_private_writer_wrote(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    usual = (tmp_path / "plain").stat().st_mode
+    with atomic_path(tmp_path / "a") as partial:
+        partial.touch(0o600)
+    with atomic_folder(tmp_path / "b") as folder:
+        (folder / "within").mkdir()
+        (folder / "within" / "c").touch(0o600)
+    assert (tmp_path / "a").stat().st_mode == usual
+    assert (tmp_path / "b" / "within" / "c").stat().st_mode == usual
+
+
 def test_the_temporary_name_keeps_all_suffixes(tmp_path: Path) -> None:
     with atomic_path(tmp_path / "cuts.000000.jsonl.gz") as partial:
         assert partial.name.endswith(".jsonl.gz")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from spear import ledger
-from spear.asr.model import AsrModel, Transcript, load_asr_model
+from spear.asr.model import AsrModel, Transcript, is_recognizer_folder, load_asr_model
 from spear.asr.recognize import recognize
 from spear.asr.recordings import Recording, find_audio, from_file, from_shards
 from spear.asr.report import SplitResult, write_report
@@ -42,7 +42,8 @@ class DecodeConfig:
     """Recognises speech and scores it where there are transcripts."""
 
     run_dir: str
-    """Run folder of `spear finetune-asr`, or one of its checkpoint folders."""
+    """Run folder of `spear finetune-asr`, one of its checkpoint folders, or a recogniser without
+    its run (`spear export --layout recognizer`, `spear import-icefall --bpe_model`)."""
     shards: list[str] = field(default_factory=list)
     """Shard folders; the last part of each path is the name of its split."""
     audio: list[str] = field(default_factory=list)
@@ -81,6 +82,7 @@ def run(config: DecodeConfig) -> None:
     splits = find_splits(config)
     device = choose_device(config.device)
     model = load_asr_model(config.run_dir, config.weights, str(device))
+    weights = "its own" if is_recognizer_folder(Path(config.run_dir)) else config.weights
     search = Search(model, config.search)
     output = Path(config.output_dir or Path(config.run_dir) / "decode")
     results: dict[str, SplitResult] = {}
@@ -99,8 +101,8 @@ def run(config: DecodeConfig) -> None:
         best = [one[0] for one in found]
         results[split] = _write_split(output, split, recordings, best, model, decoding_s=decoding_s)
         ledger.note(audio_hours=results[split].audio_s / 3600)
-    write_report(output, results, config.weights)
-    write_json(output / "summary.json", summarize(results, config))
+    write_report(output, results, weights)
+    write_json(output / "summary.json", summarize(results, weights, config.search.method))
     logger.info("results in %s", output)
 
 
@@ -132,8 +134,14 @@ def find_splits(config: DecodeConfig) -> dict[str, list[Recording]]:
     return splits
 
 
-def summarize(results: Mapping[str, SplitResult], config: DecodeConfig) -> dict[str, Any]:
-    """Collects the numbers: those of all splits together at the top, then split by split."""
+def summarize(results: Mapping[str, SplitResult], weights: str, method: str) -> dict[str, Any]:
+    """Collects the numbers: those of all splits together at the top, then split by split.
+
+    Args:
+        results: What decoding each split gave.
+        weights: Which weights were used.
+        method: How text was searched for.
+    """
     scored = {split: one.scores for split, one in results.items() if one.scores is not None}
     totals: ErrorCounts = total_errors(scores.words for scores in scored.values())
     together = {
@@ -147,8 +155,8 @@ def summarize(results: Mapping[str, SplitResult], config: DecodeConfig) -> dict[
     speed = {split: one.real_time_factor for split, one in results.items()}
     return {
         **together,
-        "weights": config.weights,
-        "method": config.search.method,
+        "weights": weights,
+        "method": method,
         "real_time_factor": speed,
         "splits": splits,
     }

@@ -207,7 +207,7 @@ def load_asr_model(run_dir: str | Path, weights: str = "averaged", device: str =
     folder = Path(run_dir)
     if not folder.is_dir():
         raise CheckpointError(f"no run folder {folder}; run `spear finetune-asr` first")
-    if (folder / RECOGNIZER_FILE).is_file():
+    if is_recognizer_folder(folder):
         state, content = _read_recognizer(folder)
     else:
         state, content = load_weights(folder, weights)
@@ -221,6 +221,11 @@ def load_asr_model(run_dir: str | Path, weights: str = "averaged", device: str =
     model = _build(content, tokenizer)
     load_exact(model, state, str(folder))
     return model.to(device).eval()
+
+
+def is_recognizer_folder(folder: Path) -> bool:
+    """Whether this is a recogniser without its run, which has one set of weights only."""
+    return (folder / RECOGNIZER_FILE).is_file()
 
 
 def _read_recognizer(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -42,7 +42,8 @@ class TranscribeConfig:
     """Recognises recordings: `spear transcribe --model exp/asr interview.mp3`."""
 
     model: str
-    """Run folder of `spear finetune-asr`, or one of its checkpoint folders."""
+    """Run folder of `spear finetune-asr`, one of its checkpoint folders, or a recogniser without
+    its run (`spear export --layout recognizer`, `spear import-icefall --bpe_model`)."""
     files: list[str] = field(default_factory=list)
     """Recordings, or folders that are searched for them; on the command line plain words."""
     format: Literal["text", "json", "srt"] = "text"
@@ -68,6 +69,8 @@ class TranscribeConfig:
         """Refuses what does not fit together."""
         if not self.batch_s > 0:
             raise ConfigError(f"batch_s is {self.batch_s}: it must be above 0 seconds")
+        if self.search.num_best > 1:
+            raise ConfigError("transcripts are the best ones: leave search.num_best at 1")
         if self.streaming and self.search.method != "greedy":
             raise ConfigError("streaming is greedy: leave search.method greedy, or streaming out")
 

@@ -100,6 +100,8 @@ def test_what_cannot_be_done_is_refused(trained_run, recordings):
         run(TranscribeConfig(str(trained_run), [str(recordings / "a.wav")], streaming=True))
     with pytest.raises(ConfigError, match="batch_s"):
         TranscribeConfig("x", batch_s=0.0)
+    with pytest.raises(ConfigError, match=r"leave search\.num_best at 1"):
+        TranscribeConfig("x", search=SearchConfig("beam", num_best=3))
     with pytest.raises(ConfigError, match="streaming is greedy"):
         TranscribeConfig("x", streaming=True, search=SearchConfig("beam"))
     for changes in ({"num_best": 0}, {"num_best": 2}):

@@ -159,7 +159,8 @@ def test_commands_take_a_recogniser_without_its_run(bpe_model: Path, tmp_path: P
     assert json.loads((folder / "recognizer.json").read_text())["origin"] == {"weights": "last"}
     soundfile.write(tmp_path / "a.wav", 0.1 * np.ones(16000), 16000)
     decode(DecodeConfig(str(folder), audio=[str(tmp_path / "a.wav")], device="cpu"))
-    assert (folder / "decode" / "summary.json").is_file()
+    summary = json.loads((folder / "decode" / "summary.json").read_text())
+    assert summary["weights"] == "its own"
 
 
 def test_changed_weights_are_refused(bpe_model: Path, tmp_path: Path) -> None:
