@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from spear.asr.ctc import BLANK_ID, Hypothesis
+from spear.asr.hotwords import Hotwords
 from spear.asr.ngram import dictionary_of, load_ngram, read_words
-from spear.asr.tokenizer import WORD_BEGIN, Tokenizer
+from spear.asr.tokenizer import Tokenizer
 from spear.errors import ConfigError
 from spear.optional import require
 from spear.progress import get_logger
@@ -66,6 +67,7 @@ class CtcBeamSearch:
         config: How wide, and with which language model.
         tokenizer: What the ids mean.
         num_best: Hypotheses to return for each utterance, at most.
+        hotwords: Phrases to prefer; not together with an n-gram.
 
     Raises:
         ConfigError: The language model does not fit the tokenizer.
@@ -73,7 +75,13 @@ class CtcBeamSearch:
         MissingPackageError: flashlight-text is not installed.
     """
 
-    def __init__(self, config: BeamConfig, tokenizer: Tokenizer, num_best: int = 1) -> None:
+    def __init__(
+        self,
+        config: BeamConfig,
+        tokenizer: Tokenizer,
+        num_best: int = 1,
+        hotwords: Hotwords | None = None,
+    ) -> None:
         self._library = require("flashlight.lib.text.decoder", "beam search", "flashlight-text")
         self.config = config
         self.num_best = num_best
@@ -81,9 +89,9 @@ class CtcBeamSearch:
         by_words = config.lm is not None and config.lm_unit == "word"
         # Every word of the lexicon begins with a separator. Where that is a token of its own, the
         # first word has none: a frame that holds nothing else is put before the recording.
-        self._first = _separator(tokenizer) if by_words and _is_char(tokenizer) else None
+        self._first = _first_separator(tokenizer) if by_words else None
         self._decoder = (
-            self._word_decoder(tokenizer) if by_words else self._token_decoder(tokenizer)
+            self._word_decoder(tokenizer) if by_words else self._token_decoder(tokenizer, hotwords)
         )
 
     @torch.no_grad()
@@ -126,16 +134,20 @@ class CtcBeamSearch:
             begins, path = [frame - 1 for frame in begins[1:]], path[1:]
         return Hypothesis([path[frame] for frame in begins], begins, float(found.score))
 
-    def _token_decoder(self, tokenizer: Tokenizer) -> Any:
+    def _token_decoder(self, tokenizer: Tokenizer, hotwords: Hotwords | None) -> Any:
         """Builds the search over tokens."""
-        library, lm = self._library, self._library.ZeroLM()
+        library, lm, weight = self._library, self._library.ZeroLM(), 0.0
         if self.config.lm is not None:
             lm = load_ngram(self.config.lm, dictionary_of(tokenizer.vocabulary))
+            weight = self.config.lm_weight * _LN_10
+        elif hotwords is not None:
+            lm, weight = phrase_lm(library, hotwords), 1.0
+        self._lm = lm  # the library does not keep a model of Python's alive
         options = library.LexiconFreeDecoderOptions(
             beam_size=self.config.size,
             beam_size_token=min(self.config.num_tokens, self._vocab_size),
             beam_threshold=self.config.threshold,
-            lm_weight=self.config.lm_weight * _LN_10,
+            lm_weight=weight,
             sil_score=0.0,
             log_add=True,
             criterion_type=library.CriterionType.CTC,
@@ -192,19 +204,39 @@ class CtcBeamSearch:
         return trie
 
 
-def _is_char(tokenizer: Tokenizer) -> bool:
-    return tokenizer.config.model_type == "char"
-
-
-def _separator(tokenizer: Tokenizer) -> int:
-    """Returns the id of the token between words of a character tokenizer."""
-    try:
-        return tokenizer.vocabulary.index(WORD_BEGIN)
-    except ValueError:
+def _first_separator(tokenizer: Tokenizer) -> int | None:
+    """Returns the token that words of characters begin with; None for word pieces."""
+    if tokenizer.config.model_type == "char" and tokenizer.separator is None:
         raise ConfigError(
             "an n-gram of words needs a tokenizer that knows spaces: its transcripts had one word "
             "each; use beam.lm_unit token"
-        ) from None
+        )
+    return tokenizer.separator
+
+
+def phrase_lm(library: Any, hotwords: Hotwords) -> Any:
+    """Returns phrases as a language model of flashlight's, which it asks about every new token."""
+
+    class PhraseLm(library.LM):  # the library is loaded where it is used
+        def __init__(self) -> None:
+            library.LM.__init__(self)
+            self.states: dict[Any, int] = {}
+
+        def start(self, start_with_nothing: bool) -> Any:
+            root = library.LMState()
+            self.states = {root: hotwords.start}  # a new utterance: the old states are let go
+            return root
+
+        def score(self, state: Any, token: int) -> tuple[Any, float]:
+            place, gain = hotwords.step(self.states[state], token)
+            child = state.child(token)
+            self.states[child] = place
+            return child, gain
+
+        def finish(self, state: Any) -> tuple[Any, float]:
+            return state, hotwords.finish(self.states[state])
+
+    return PhraseLm()
 
 
 def _join_equal(hypotheses: list[Hypothesis]) -> list[Hypothesis]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from spear.asr.ctc import Hypothesis, greedy_decode
 from spear.asr.ctc_beam import BeamConfig, CtcBeamSearch
+from spear.asr.hotwords import HotwordsConfig, load_hotwords
 from spear.asr.model import AsrModel, Transcript
 from spear.asr.transducer import TransducerModel
 from spear.asr.transducer_decode import beam_search
@@ -31,6 +32,8 @@ class SearchConfig:
     """Transcripts kept of each recording, the best first; above 1 the method must be "beam"."""
     beam: BeamConfig = field(default_factory=BeamConfig)
     """Width of the beam, and its language model."""
+    hotwords: HotwordsConfig = field(default_factory=HotwordsConfig)
+    """Phrases that the beam prefers."""
 
     def __post_init__(self) -> None:
         """Refuses what does not fit together."""
@@ -38,8 +41,11 @@ class SearchConfig:
             raise ConfigError(f"search.num_best is {self.num_best}: at least 1 is needed")
         if self.method == "greedy" and self.num_best > 1:
             raise ConfigError("search.num_best above 1 needs search.method beam")
-        if self.method == "greedy" and self.beam.lm is not None:
-            raise ConfigError("search.beam.lm needs search.method beam")
+        for name, value in (("beam.lm", self.beam.lm), ("hotwords.file", self.hotwords.file)):
+            if self.method == "greedy" and value is not None:
+                raise ConfigError(f"search.{name} needs search.method beam")
+        if self.beam.lm is not None and self.hotwords.file is not None:
+            raise ConfigError("search.hotwords.file goes without an n-gram: leave out beam.lm")
 
 
 class Search:
@@ -63,11 +69,12 @@ class Search:
                 "(transducer.ctc_weight 0)"
             )
         self._ctc_beam: CtcBeamSearch | None = None
+        self._hotwords = load_hotwords(self._config.hotwords, model.tokenizer)
         if self._config.method == "greedy":
             return
         if not self._transducer:
             self._ctc_beam = CtcBeamSearch(
-                self._config.beam, model.tokenizer, self._config.num_best
+                self._config.beam, model.tokenizer, self._config.num_best, self._hotwords
             )
         elif self._config.beam.lm is not None:
             raise ConfigError("search.beam.lm goes with CTC: add search.head ctc")
@@ -106,4 +113,5 @@ class Search:
             lens,
             size=self._config.beam.size,
             num_best=self._config.num_best,
+            hotwords=self._hotwords,
         )

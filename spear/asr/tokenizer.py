@@ -153,6 +153,16 @@ class Tokenizer:
         pieces[self.unknown_id] = UNKNOWN_TEXT
         return pieces
 
+    @property
+    def separator(self) -> int | None:
+        """The token between words, where it is one of its own; None where words bring theirs.
+
+        That is so with characters, unless no transcript had two words.
+        """
+        if self.config.model_type != "char" or WORD_BEGIN not in self.vocabulary:
+            return None
+        return self.vocabulary.index(WORD_BEGIN)
+
     def piece(self, index: int) -> str:
         """Returns how a token is written, e.g. "\N{LOWER ONE EIGHTH BLOCK}THE"."""
         piece: str = self._processor.IdToPiece(index)

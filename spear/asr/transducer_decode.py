@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from spear.asr.ctc import BLANK_ID, Hypothesis
+from spear.asr.hotwords import Hotwords
 from spear.asr.transducer_modules import Decoder, Joiner
 from spear.errors import ConfigError
 from spear.zipformer import Zipformer
@@ -160,7 +161,7 @@ class _Beam:
     Attributes:
         tokens: Labels of each.
         frames: For each label its frame.
-        scores: Log-probabilities, summed over the alignments that were kept.
+        scores: Log-probabilities, summed over the alignments that were kept, with what phrases add.
     """
 
     tokens: list[tuple[int, ...]]
@@ -188,16 +189,47 @@ class _Beam:
             [score for _, (_, score) in ordered],
         )
 
-    def best(self, num_best: int, normalize_by: int | None) -> list[Hypothesis]:
+    def best(
+        self, num_best: int, normalize_by: int | None, phrases: "_Phrases | None"
+    ) -> list[Hypothesis]:
         """Returns the best hypotheses, by score or by score per label and `normalize_by` more."""
         hypotheses = [
-            Hypothesis(list(tokens), list(frames), score)
+            Hypothesis(
+                list(tokens), list(frames), score + (phrases.finish(tokens) if phrases else 0)
+            )
             for tokens, frames, score in zip(self.tokens, self.frames, self.scores, strict=True)
         ]
         if normalize_by is not None:
             more = normalize_by
             hypotheses.sort(key=lambda one: -one.score / (len(one.tokens) + more))
+        else:
+            hypotheses.sort(key=lambda one: -one.score)
         return hypotheses[:num_best]
+
+
+class _Phrases:
+    """Where hypotheses stand in the automaton of preferred phrases; their labels tell all of it."""
+
+    def __init__(self, hotwords: Hotwords) -> None:
+        self._hotwords = hotwords
+        self._states: dict[tuple[int, ...], int] = {(): hotwords.start}
+
+    def add_gains(self, scores: Tensor, beams: list[_Beam]) -> None:
+        """Adds to scores (B, size, V), in place, what each token adds to each hypothesis."""
+        for own, beam in zip(scores, beams, strict=True):
+            states = map(self._state, beam.tokens)
+            gains = [self._hotwords.gains(state, scores.shape[2]) for state in states]
+            own[: len(gains)] += torch.stack(gains).to(scores.device)
+
+    def finish(self, tokens: tuple[int, ...]) -> float:
+        """Returns what is added to a hypothesis that ends."""
+        return self._hotwords.finish(self._state(tokens))
+
+    def _state(self, tokens: tuple[int, ...]) -> int:
+        if tokens not in self._states:
+            state, _ = self._hotwords.step(self._state(tokens[:-1]), tokens[-1])
+            self._states[tokens] = state
+        return self._states[tokens]
 
 
 @torch.no_grad()
@@ -210,6 +242,7 @@ def beam_search(
     size: int = 4,
     num_best: int = 1,
     normalize_length: bool = True,
+    hotwords: Hotwords | None = None,
 ) -> list[list[Hypothesis]]:
     """Modified beam search: at most one label a frame (icefall, `modified_beam_search`).
 
@@ -223,10 +256,12 @@ def beam_search(
         normalize_length: Whether they are ordered by log-probability per label, which keeps long
             transcripts from losing to short ones; as icefall counts, the decoder's first context
             is of the length.
+        hotwords: Phrases to prefer.
 
     Returns:
         For each utterance hypotheses of different labels, the best first; at least one. Their
-        score is the log-probability, summed over the alignments that were kept.
+        score is the log-probability, summed over the alignments that were kept, and what the
+        phrases in them add.
 
     Raises:
         ConfigError: `size` or `num_best` is below 1.
@@ -236,12 +271,15 @@ def beam_search(
     encoded = joiner.encoder_proj(frames)
     beams = [_Beam([()], [()], [0.0]) for _ in frames]
     num_frames = lens.tolist()
+    phrases = None if hotwords is None else _Phrases(hotwords)
     for frame in range(frames.shape[1]):
         active = [number for number, length in enumerate(num_frames) if frame < length]
         if not active:
             break
         kept = [beams[number] for number in active]
         log_probs = _score(decoder, joiner, encoded[active, frame], kept, size)
+        if phrases is not None:
+            phrases.add_gains(log_probs, kept)
         best, place = log_probs.flatten(1).topk(min(size, log_probs[0].numel()))
         for number, scores, places in zip(active, best.tolist(), place.tolist(), strict=True):
             found = [
@@ -250,7 +288,7 @@ def beam_search(
             ]
             beams[number] = beams[number].extended(found, frame)
     more = decoder.context_size if normalize_length else None
-    return [beam.best(num_best, more) for beam in beams]
+    return [beam.best(num_best, more, phrases) for beam in beams]
 
 
 def _score(
