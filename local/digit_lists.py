@@ -24,6 +24,7 @@ NAME = re.compile(r"(\d)_([^_]+)_(\d+)")
 class Digit:
     """One recording, as its name describes it."""
 
+    path: Path
     id: str
     word: str
     speaker: str
@@ -49,7 +50,7 @@ def _read_name(folder: Path, path: Path) -> Digit:
     if match is None:
         raise DataError(f"{path}: the name is not {{digit}}_{{speaker}}_{{index}}.wav")
     key = path.relative_to(folder).with_suffix("").as_posix().replace("/", "-")
-    return Digit(key, WORDS[int(match[1])], match[2], int(match[3]))
+    return Digit(path, key, WORDS[int(match[1])], match[2], int(match[3]))
 
 
 def parse_range(text: str) -> range:

@@ -6,7 +6,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "local"))  # scripts there import their neighbours
@@ -36,3 +38,18 @@ def shell(tmp_path: Path) -> Shell:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tone_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tones that stand for ten digits, by three speakers, eight times each, a third of a second."""
+    folder = tmp_path_factory.mktemp("recordings of digits")
+    rng = np.random.default_rng(0)
+    time = np.arange(2700) / 8000
+    for speaker, pitch in (("anna", 1.0), ("ben", 1.1), ("carl", 0.9)):
+        for digit in range(10):
+            tone = np.sin(2 * np.pi * (200 + 250 * digit) * pitch * time)
+            for index in range(8):
+                audio = 0.3 * tone + 0.01 * rng.standard_normal(len(time))
+                soundfile.write(folder / f"{digit}_{speaker}_{index}.wav", audio, 8000)
+    return folder
