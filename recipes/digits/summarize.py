@@ -69,11 +69,11 @@ def make_table(rates: Mapping[Cell, Sequence[float]]) -> str:
         pair = [rates.get(Cell(seconds, head, search, split, start), ()) for start in STARTS]
         name = "CTC" if head == "ctc" else "transducer"
         how = "its CTC head, greedy" if search == "ctc_head" else search
-        rows.append(
-            (amount(seconds), name, how, SPLITS[split], *map(mean_and_spread, pair), ratio(*pair))
-        )
-    header = ("transcribed", "head", "search", "test set", *STARTS.values(), "errors left")
-    return markdown_table(header, rows, "llllrrr")
+        rates_of = map(mean_and_spread, pair)
+        runs = str(max(map(len, pair)))
+        rows.append((amount(seconds), name, how, SPLITS[split], runs, *rates_of, ratio(*pair)))
+    header = ("transcribed", "head", "search", "test set", "seeds", *STARTS.values(), "errors left")
+    return markdown_table(header, rows, "llllrrrr")
 
 
 def amount(seconds: int) -> str:
@@ -106,8 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     except SpearError as error:
         sys.stderr.write(f"summarize.py: error: {error}\n")
         return 2
-    runs = max(map(len, rates.values()))
-    text = f"{make_table(rates)}\n\nWER in percent, mean over {runs} runs ± standard deviation.\n"
+    text = f"{make_table(rates)}\n\nWER in percent, mean over seeds ± standard deviation of one.\n"
     write_text(args.exp_dir / "summary.md", text)
     sys.stdout.write(text)
     return 0

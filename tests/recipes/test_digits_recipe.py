@@ -115,10 +115,10 @@ def test_the_table_has_means_spreads_and_the_errors_left(tmp_path, capsys):
         if " min " in line or " s " in line
     ]
     assert cells == [
-        ["2 min", "CTC", "greedy", "test", "45.0 ± 7.1", "9.0 ± 0.0", "0.20"],
-        ["2 min", "CTC", "greedy", "held-out speaker", "65.0 ± 7.1", "26.0 ± 0.0", "0.40"],
-        ["30 s", "transducer", "its CTC head, greedy", "test", "", "20.0", ""],
-        ["30 s", "transducer", "its CTC head, greedy", "held-out speaker", "", "30.0", ""],
+        ["2 min", "CTC", "greedy", "test", "2", "45.0 ± 7.1", "9.0 ± 0.0", "0.20"],
+        ["2 min", "CTC", "greedy", "held-out speaker", "2", "65.0 ± 7.1", "26.0 ± 0.0", "0.40"],
+        ["30 s", "transducer", "its CTC head, greedy", "test", "1", "", "20.0", ""],
+        ["30 s", "transducer", "its CTC head, greedy", "held-out speaker", "1", "", "30.0", ""],
     ]
 
 
