@@ -69,7 +69,7 @@ def load_checkpoint(
     content, state = read_weights(path, weights)
     left_aside = {name.split(".")[0] for name in state if not _is_ours(name)}
     own = {name: value for name, value in state.items() if _is_ours(name)}
-    config = encoder_config(path, content, own, student)
+    config = encoder_config(path, content, state, student)
     encoder = SpearEncoder(config)
     own = encoder_weights(own, config)
     own.setdefault(_MASK, encoder.model.mask_emb.detach())
