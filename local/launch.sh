@@ -23,7 +23,6 @@ stop_jobs() {
   ((${#pids[@]} == 0)) || kill "${pids[@]}" 2>/dev/null
   exit 143
 }
-trap stop_jobs TERM INT
 
 # report_failure STATUS LOG: which log to read, and its last lines unless they were on the terminal.
 report_failure() {
@@ -31,12 +30,20 @@ report_failure() {
   log "a job ended with status $1; its log is $2"
 }
 
-# start_job LOG COMMAND...: in the background, so that a signal to this script reaches the command.
-start_job() {
+# begin_log LOG COMMAND...: a new log file, which begins with the command.
+begin_log() {
   local log_file="$1"
   shift
   { mkdir -p "$(dirname -- "$log_file")" && : >"$log_file"; } || die "cannot write $log_file"
   note "$log_file" "$(uname -n): $(quote "$@")"
+  logs+=("$log_file")
+}
+
+# start_job LOG COMMAND...: in the background, so that a signal to this script reaches the command.
+# Without command substitutions: bash 5.2 cannot run the trap in the middle of one.
+start_job() {
+  local log_file="$1"
+  shift
   if ((first == last)); then
     # tee lives on through Ctrl-C, for the command's last words.
     exec 3> >(trap '' INT TERM && exec tee -a -- "$log_file" >&2)
@@ -48,7 +55,12 @@ start_job() {
     "$@" >>"$log_file" 2>&1 &
     pids+=("$!")
   fi
-  logs+=("$log_file")
+}
+
+# command_of NUMBER: sets `words` to the command of a job.
+command_of() {
+  words=("${command[@]}")
+  if [[ -n "$word" ]]; then words=("${command[@]//"$word"/$1}"); fi
 }
 
 # num_running: sets `running` to the number of jobs that have not ended.
@@ -73,7 +85,7 @@ wait_for_room() {
 
 # In a function, so that the script is read whole before it starts: it may be edited meanwhile.
 main() {
-  local number status failed=0 most threads
+  local number status failed=0 most threads words
   help_or_go_on "$@"
   parse_launcher "$@"
   most="$(max_jobs_run)" || exit
@@ -81,12 +93,14 @@ main() {
   [[ -z "$threads" ]] || export OMP_NUM_THREADS="$threads"
 
   for ((number = first; number <= last; number++)); do
+    command_of "$number"
+    begin_log "$(log_of "$number")" "${words[@]}"
+  done
+  trap stop_jobs TERM INT
+  for ((number = first; number <= last; number++)); do
     wait_for_room "$most"
-    if [[ -z "$word" ]]; then
-      start_job "$log_pattern" "${command[@]}"
-    else
-      start_job "$(log_of "$number")" "${command[@]//"$word"/$number}"
-    fi
+    command_of "$number"
+    start_job "${logs[number - first]}" "${words[@]}"
   done
   for number in "${!pids[@]}"; do
     status=0

@@ -157,17 +157,18 @@ def test_a_signal_to_launch_ends_its_jobs(repo_dir, tmp_path, jobs):
         [*command, "bash", "-c", f"echo $$ > pid.{'JOB' if jobs else 1}; exec sleep 60"],
         cwd=tmp_path,
     )
-    pid_file = tmp_path / "pid.1"
-    for _ in range(100):
-        if pid_file.exists() and pid_file.read_text().strip():
+    pid_files = [tmp_path / f"pid.{number}" for number in range(1, 3 if jobs else 2)]
+    for _ in range(200):
+        if all(file.exists() and file.read_text().strip() for file in pid_files):
             break
         time.sleep(0.05)
     job.send_signal(signal.SIGTERM)
     assert job.wait(timeout=10) == 143
-    with pytest.raises(ProcessLookupError):
-        for _ in range(100):
-            os.kill(int(pid_file.read_text()), 0)
-            time.sleep(0.05)
+    for file in pid_files:
+        with pytest.raises(ProcessLookupError):
+            for _ in range(100):
+                os.kill(int(file.read_text()), 0)
+                time.sleep(0.05)
 
 
 @pytest.mark.parametrize(
