@@ -6,8 +6,8 @@ earned is taken back when the phrase is not completed. In the end its score has 
 
     sum over the completed phrases of  score per token x number of tokens
 
-so every occurrence counts once, whatever was begun beside it. The same idea as icefall's context
-graph; there a completed phrase counts twice at first.
+so every occurrence counts once, whatever was begun beside it; the beginning of a longer word is an
+occurrence too. The same idea as icefall's context graph.
 """
 
 import re
@@ -155,14 +155,17 @@ def load_hotwords(config: HotwordsConfig, tokenizer: Tokenizer) -> Hotwords | No
         return None
     lines = _read_lines(Path(config.file))
     first = tokenizer.separator
-    spelled, left_out = [], []
+    spelled: dict[
+        tuple[int, ...], float
+    ] = {}  # of a phrase that stands twice the last score counts
+    left_out = []
     for line in lines:
         text, score = _parse(line, config)
         tokens = tokenizer.encode(text)
         if not tokens or tokenizer.unknown_id in tokens:
             left_out.append(text)
             continue
-        spelled.append((tokens if first is None else [first, *tokens], score))
+        spelled[tuple(tokens if first is None else [first, *tokens])] = score
     if not spelled:
         raise DataError(f"{config.file}: the tokenizer can write none of its {len(lines)} phrases")
     if left_out:
@@ -173,7 +176,7 @@ def load_hotwords(config: HotwordsConfig, tokenizer: Tokenizer) -> Hotwords | No
             len(lines),
             left_out[0],
         )
-    return Hotwords(spelled, first)
+    return Hotwords(list(spelled.items()), first)
 
 
 def _read_lines(path: Path) -> list[str]:

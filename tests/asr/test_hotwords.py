@@ -133,10 +133,10 @@ def test_a_phrase_turns_the_balance(tmp_path):
 def test_phrases_are_read_with_their_scores(tmp_path, caplog):
     tokenizer = Tokenizer.train(TEXTS, TokenizerConfig())
     path = tmp_path / "phrases.txt"
-    path.write_text("AB CD :2.5\nDXC\n  B  \n")
+    path.write_text("AB CD :9\nAB CD :2.5\nDXC\n  B  \n")
     with caplog.at_level(logging.WARNING):
         hotwords = load_hotwords(HotwordsConfig(str(path), score=1.0), tokenizer)
-    assert "1 of 3 phrases have characters that the tokenizer does not know (DXC, ...)" in (
+    assert "1 of 4 phrases have characters that the tokenizer does not know (DXC, ...)" in (
         caplog.text
     )
     for text, expected in (("AB CD", 2.5 * 6), ("A B", 2.0), ("A", 0.0)):
