@@ -13,7 +13,7 @@ from pathlib import Path
 
 from label_lists import Labelled, write_lists
 
-from spear.data.scan import scan_recordings
+from spear.data.corpus.scan import scan_recordings
 from spear.errors import DataError, SpearError
 
 

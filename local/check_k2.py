@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ADAPTER = Path(__file__).resolve().parent.parent / "spear/asr/rnnt_k2.py"
+ADAPTER = Path(__file__).resolve().parent.parent / "spear/asr/rnnt/k2.py"
 RELATIVE, ABSOLUTE = 1e-6, 1e-6
 """How far losses, and gradients or shares, may be apart. In float64: with float32 k2's own sums
 are off by up to 4e-3 for long recordings."""
@@ -117,7 +117,7 @@ def write_reference(path: Path) -> None:
 
 def compare(path: Path) -> int:
     """Prints a line for each case; returns how many do not agree."""
-    from spear.asr import rnnt
+    from spear.asr.rnnt import losses as rnnt
 
     stored: dict[str, Any] = torch.load(path, weights_only=True)
     num_wrong = 0

@@ -19,9 +19,9 @@ import numpy as np
 import soundfile
 import torch
 
+from spear.hub.adapters.s3prl import UpstreamExpert
 from spear.hub.export import write_model_folder
-from spear.hub.s3prl import UpstreamExpert
-from spear.optional import require
+from spear.system.optional import require
 
 STEPS = 3
 RATE_HZ = 16000
@@ -50,7 +50,7 @@ S3PRL_TASK = {
 
 def write_model(folder: Path) -> str:
     """Writes a model of random weights."""
-    from spear.hub.encoder import SpearEncoder
+    from spear.encoders.encoder import SpearEncoder
     from spear.zipformer import ZipformerConfig
 
     torch.manual_seed(0)
@@ -71,7 +71,7 @@ def fine_tune_in_s3prl(model: str, work_dir: Path) -> str:
     sys.argv = ["run_downstream", "-m", "train", "-d", "example", "-c", str(config)]
     sys.argv += ["-u", "spear", "-k", model, "-f", "--device", "cpu", "-p", str(work_dir / "s3prl")]
     os.chdir(work_dir)
-    runpy.run_module("spear.hub.s3prl", run_name="__main__", alter_sys=False)
+    runpy.run_module("spear.hub.adapters.s3prl", run_name="__main__", alter_sys=False)
     assert (work_dir / "s3prl" / f"states-{STEPS}.ckpt").is_file()
     before, after = UpstreamExpert(model).state_dict(), trained[0].state_dict()
     changed = [name for name, value in after.items() if not torch.equal(value, before[name])]
@@ -101,7 +101,7 @@ def probe_in_xares(model: str, work_dir: Path) -> str:
     utils: Any = require("xares.utils", "the check", "xares")
     checker: Any = require("xares.audio_encoder_checker", "the check", "xares")
     tasks: Any = require("xares.task", "the check", "xares")
-    encoder = utils.attr_from_py_path("spear/hub/xares.py", endswith="Encoder")()
+    encoder = utils.attr_from_py_path("spear/hub/adapters/xares.py", endswith="Encoder")()
     assert checker.check_audio_encoder(encoder)
     config = tasks.TaskConfig(
         name="pitches",

@@ -73,7 +73,7 @@ if [[ -z "$model" ]]; then
 fi
 run "$python" -m pytest -p no:cacheprovider -rs tests/hub/test_s3prl.py tests/hub/test_hear.py \
   tests/hub/test_xares.py
-run "$python" -m hearvalidator.validate spear.hub.hear --model "$model" --device cpu
+run "$python" -m hearvalidator.validate spear.hub.adapters.hear --model "$model" --device cpu
 check s3prl
 check xares
 log "s3prl, hear-validator and X-ARES are content with $model"

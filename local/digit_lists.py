@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spear.errors import DataError, SpearError
-from spear.files import write_text
+from spear.system.files import write_text
 
 WORDS = ("ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE")
 NAME = re.compile(r"(\d)_([^_]+)_(\d+)")

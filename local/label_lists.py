@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spear.errors import DataError
-from spear.files import write_text
+from spear.system.files import write_text
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from spear.errors import CheckpointError, SpearError
-from spear.files import atomic_folder, atomic_path, remove_partials
-from spear.optional import require
-from spear.progress import get_logger, setup_logging
+from spear.system.files import atomic_folder, atomic_path, remove_partials
+from spear.system.optional import require
+from spear.system.progress import get_logger, setup_logging
 from spear.teachers import load_teacher
 from spear.teachers.dasheng_network import DashengNetwork, DashengSettings
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from label_lists import Labelled, write_lists
 
-from spear.data.rng import generator
-from spear.data.scan import scan_recordings
+from spear.data.corpus.scan import scan_recordings
 from spear.errors import DataError, SpearError
+from spear.system.rng import generator
 
 
 def find_classes(folder: Path, min_clips: int) -> tuple[dict[str, list[str]], dict[str, int]]:

@@ -23,10 +23,10 @@ from torch.nn.utils.rnn import pad_sequence
 import spear
 from spear.audio import Fbank
 from spear.audio.io import read_audio
-from spear.data.rng import generator
 from spear.errors import SpearError
-from spear.optional import require
-from spear.reports import markdown_table
+from spear.system.markdown import markdown_table
+from spear.system.optional import require
+from spear.system.rng import generator
 
 Vectors = NDArray[np.float32]
 Layers = dict[str, Tensor]

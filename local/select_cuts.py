@@ -15,9 +15,9 @@ from pathlib import Path
 from lhotse import CutSet
 from lhotse.cut import Cut
 
-from spear.data.rng import generator
 from spear.errors import DataError, SpearError
-from spear.files import atomic_path
+from spear.system.files import atomic_path
+from spear.system.rng import generator
 
 ROUNDING_S = 1e-6
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from spear.errors import DataError, SpearError
-from spear.files import write_text
+from spear.system.files import write_text
 
 Row = tuple[str, str, str]
 

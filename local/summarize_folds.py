@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from spear.errors import DataError, SpearError
-from spear.files import write_text
-from spear.reports import markdown_table
+from spear.system.files import write_text
+from spear.system.markdown import markdown_table
 
 Folds = list[dict[str, Any]]
 

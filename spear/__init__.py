@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from spear.hub.encoder import SpearEncoder
+    from spear.encoders.encoder import SpearEncoder
 
 __all__ = ["__version__", "from_pretrained"]
 
 
 def from_pretrained(path_or_repo: str, **options: Any) -> "SpearEncoder":
-    """Loads a pre-trained encoder; see `spear.hub.loading.from_pretrained`."""
-    from spear.hub.loading import from_pretrained as load
+    """Loads a pre-trained encoder; see `spear.encoders.loading.from_pretrained`."""
+    from spear.encoders.loading import from_pretrained as load
 
     return load(path_or_repo, **options)

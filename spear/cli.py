@@ -15,8 +15,8 @@ from spear import __version__
 from spear.cli_words import split_words
 from spear.config import parse_config
 from spear.errors import SpearError
-from spear.ledger import recording
-from spear.progress import setup_logging
+from spear.system.ledger import recording
+from spear.system.progress import setup_logging
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -42,20 +42,26 @@ class Command:
 
 COMMANDS = {
     "unpack": Command(
-        "spear.data.unpack",
+        "spear.data.corpus.unpack",
         "UnpackConfig",
         "archives -> folders of recordings",
         listed="archives",
         ledger="output_dir",
     ),
     "prepare": Command(
-        "spear.data.prepare", "PrepareConfig", "folder of recordings -> cuts", ledger="output_dir"
+        "spear.data.corpus.prepare",
+        "PrepareConfig",
+        "folder of recordings -> cuts",
+        ledger="output_dir",
     ),
     "shard": Command(
-        "spear.data.shard", "ShardConfig", "cuts -> shards of 16 kHz audio", ledger="output_dir"
+        "spear.data.corpus.shard",
+        "ShardConfig",
+        "cuts -> shards of 16 kHz audio",
+        ledger="output_dir",
     ),
     "embed": Command(
-        "spear.data.embed", "EmbedConfig", "sample of a teacher's frames", ledger="output/.."
+        "spear.data.tokens.embed", "EmbedConfig", "sample of a teacher's frames", ledger="output/.."
     ),
     "train-quantizer": Command(
         "spear.mvq.command",
@@ -64,13 +70,13 @@ COMMANDS = {
         ledger="output/..",
     ),
     "extract-tokens": Command(
-        "spear.data.extract", "ExtractConfig", "shards -> teachers' tokens", ledger="shards"
+        "spear.data.tokens.extract", "ExtractConfig", "shards -> teachers' tokens", ledger="shards"
     ),
     "verify": Command(
-        "spear.data.verify", "VerifyConfig", "checks shards and tokens", ledger="shards"
+        "spear.data.verify.command", "VerifyConfig", "checks shards and tokens", ledger="shards"
     ),
     "index": Command(
-        "spear.data.index",
+        "spear.data.index.command",
         "IndexConfig",
         "shard folders -> where every clip lies",
         listed="shards",
@@ -92,25 +98,25 @@ COMMANDS = {
         "spear.hub.export", "ExportConfig", "run folder -> model folder", ledger="run_dir"
     ),
     "export-onnx": Command(
-        "spear.hub.onnx",
+        "spear.hub.onnx.export",
         "ExportOnnxConfig",
         "model folder or recogniser's run -> ONNX files",
         ledger="output_dir/..",
     ),
     "import-icefall": Command(
-        "spear.hub.import_icefall",
+        "spear.hub.icefall.command",
         "ImportIcefallConfig",
         "icefall checkpoint -> model folder",
         ledger="output_dir/..",
     ),
     "finetune-asr": Command(
-        "spear.asr.finetune",
+        "spear.asr.train.finetune",
         "FinetuneAsrConfig",
         "model -> speech recogniser",
         ledger="train.output_dir",
     ),
     "decode": Command(
-        "spear.asr.decode",
+        "spear.asr.apply.decode",
         "DecodeConfig",
         "recogniser -> text, word error rate",
         ledger="run_dir",
@@ -134,7 +140,7 @@ COMMANDS = {
         listed="files",
     ),
     "transcribe": Command(
-        "spear.asr.transcribe_files",
+        "spear.asr.apply.transcribe_files",
         "TranscribeConfig",
         "recordings -> text, JSON, subtitles",
         listed="files",
@@ -147,7 +153,7 @@ COMMANDS = {
         positional=("folder",),
     ),
     "embed-files": Command(
-        "spear.features.embed_files",
+        "spear.hub.embed_files",
         "EmbedFilesConfig",
         "recordings -> features",
         listed="files",

@@ -85,7 +85,7 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
 
 def write_yaml(path: Path, config: Any) -> None:
     """Writes a configuration as YAML, whole or not at all."""
-    from spear.files import write_text
+    from spear.system.files import write_text
 
     write_text(path, yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
 

@@ -34,7 +34,7 @@ def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     def missing(module: str, purpose: str, package: str | None = None) -> None:
         raise MissingPackageError(f"{purpose} needs {module}")
 
-    monkeypatch.setattr("spear.reports.require", missing)
+    monkeypatch.setattr("spear.system.markdown.require", missing)
 
 
 @pytest.fixture(autouse=True)

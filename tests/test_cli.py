@@ -64,6 +64,6 @@ def test_import_needs_no_optional_package(repo_dir: Path) -> None:
         "import sys\n"
         f"for name in {optional}: sys.modules[name] = None\n"
         "import spear, spear.cli, spear.zipformer, spear.mvq, spear.training, spear.pretrain\n"
-        "import spear.data.prepare, spear.asr, spear.tagging, spear.teachers\n"
+        "import spear.data.corpus.prepare, spear.asr, spear.tagging, spear.teachers\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=repo_dir)

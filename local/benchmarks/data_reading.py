@@ -20,15 +20,15 @@ import torch
 from reading_corpus import CODEBOOK_SIZE, LONGEST_S, SHORTEST_S, TEACHERS, write_corpus
 from reading_peer import noise_cuts, peer_batches
 
-from spear.data.augment import AugmentConfig
-from spear.data.bench import HasAudio, Pass, time_pass
-from spear.data.clip_index import SourceConfig
-from spear.data.plan import BatchConfig
+from spear.data.index.clip_index import SourceConfig
+from spear.data.index.plan import BatchConfig
+from spear.pretrain.augment import AugmentConfig
 from spear.pretrain.bench import num_cores
 from spear.pretrain.config import PretrainConfig
+from spear.pretrain.data_bench import HasAudio, Pass, time_pass
 from spear.pretrain.model import TeacherTarget
 from spear.pretrain.reading import make_loader, open_index, training_data
-from spear.reports import code, markdown_table, write_markdown
+from spear.system.markdown import code, markdown_table, write_markdown
 from spear.training import TrainConfig
 
 Side = Callable[[int], Iterable[HasAudio]]

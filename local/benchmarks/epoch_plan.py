@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from spear.data.clip_table import ClipTable, to_samples
-from spear.data.columns import open_columns, write_columns
-from spear.data.plan import BatchConfig, BatchPlan
+from spear.data.formats.columns import open_columns, write_columns
+from spear.data.index.clip_table import ClipTable, to_samples
+from spear.data.index.plan import BatchConfig, BatchPlan
 
 CLIPS_PER_SHARD = 1000
 AUDIO_SHARE = 0.1

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import spear
 from spear.audio import SAMPLE_RATE_HZ
-from spear.reports import code, markdown_table, write_markdown
+from spear.system.markdown import code, markdown_table, write_markdown
 
 CONTEXTS_S = (1.0, 2.0, 4.0, 8.0, 16.0)
 

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from spear.mvq import Quantizer
 from spear.mvq.evaluation import relative_error
-from spear.mvq.quantizer import BEAM_WIDTH, NUM_PASSES
-from spear.reports import code, markdown_table, write_markdown
+from spear.mvq.quantizers.quantizer import BEAM_WIDTH, NUM_PASSES
+from spear.system.markdown import code, markdown_table, write_markdown
 
 Encoder = Callable[[Tensor], Tensor]
 REFERENCE_ROUNDS = 5

@@ -39,10 +39,10 @@ from torch import Tensor, nn
 
 from spear.audio import SAMPLE_RATE_HZ, Fbank
 from spear.mvq import Quantizer, TrainingBudget, train_quantizer
-from spear.mvq.baselines import BaselineBudget, train_baseline
 from spear.mvq.evaluation import FrameQuantizer, bits_per_frame, evaluate, spread_out
+from spear.mvq.training.baselines import BaselineBudget, train_baseline
 from spear.pretrain.masking import sample_spans
-from spear.reports import code, markdown_table, write_markdown
+from spear.system.markdown import code, markdown_table, write_markdown
 from spear.teachers import load_teacher
 
 _STACK = 2

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 from zipformer_speed import make_batch, time_turns
 
-from spear.hub.onnx_check import measure_difference
-from spear.hub.onnx_graph import INPUTS, OnnxGraph, write_int8, write_onnx
-from spear.numba_functions import is_installed
-from spear.reports import markdown_table, write_markdown
+from spear.hub.onnx.check import measure_difference
+from spear.hub.onnx.graph import INPUTS, OnnxGraph, write_int8, write_onnx
+from spear.system.markdown import markdown_table, write_markdown
+from spear.system.numba_functions import is_installed
 from spear.zipformer import Zipformer, ZipformerConfig
 
 SHAPES = ((1, 2.0), (1, 10.0), (4, 10.0), (1, 30.0))

@@ -14,19 +14,19 @@ from mvq_peer import find_recordings, read_recordings
 from numpy.typing import NDArray
 
 from spear.audio import SAMPLE_RATE_HZ
-from spear.data.manifests import write_jsonl_gz
-from spear.data.noise import SyntheticNoise
-from spear.data.rng import generator
-from spear.data.shard import encode_flac, to_int16
-from spear.data.shards import cuts_name, recording_name
-from spear.data.tars import PairTarWriter
-from spear.data.tokens import (
+from spear.audio.noise import SyntheticNoise
+from spear.data.corpus.shard import encode_flac, to_int16
+from spear.data.formats.manifests import write_jsonl_gz
+from spear.data.formats.shards import cuts_name, recording_name
+from spear.data.formats.tars import PairTarWriter
+from spear.data.formats.tokens import (
     ShardTokens,
     TokenSidecar,
     TokenTarWriter,
     sidecar_name,
     token_tar_name,
 )
+from spear.system.rng import generator
 
 Floats = NDArray[np.float32]
 TEACHERS = {"wavlm": (50.0, 16), "dasheng": (25.0, 8)}

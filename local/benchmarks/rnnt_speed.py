@@ -59,7 +59,7 @@ def step(losses: ModuleType, drawn: dict[str, Any], s_range: int) -> Tensor:
 def load(side: str) -> ModuleType:
     """Loads an implementation; k2's Python cannot import spear."""
     if side == "spear":
-        from spear.asr import rnnt
+        from spear.asr.rnnt import losses as rnnt
 
         return rnnt
     sys.path.insert(0, str(CHECKOUT / "local"))
@@ -154,7 +154,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.side is not None:
         sys.stdout.write(json.dumps(measure(args)) + "\n")
         return
-    from spear.reports import markdown_table, write_markdown
+    from spear.system.markdown import markdown_table, write_markdown
 
     header = ["threads", "spear s", "spear MiB"]
     if args.k2_python is not None:

@@ -20,11 +20,11 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from spear.numba_functions import is_installed
 from spear.optim import ScaledAdam
 from spear.pretrain.losses import LossConfig
 from spear.pretrain.model import PretrainModel, TeacherTarget
-from spear.reports import markdown_table, write_markdown
+from spear.system.markdown import markdown_table, write_markdown
+from spear.system.numba_functions import is_installed
 from spear.zipformer import ZipformerConfig
 
 _RECIPE = Path("egs/librispeech/ASR/zipformer")

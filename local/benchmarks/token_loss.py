@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from zipformer_speed import memory_mib, time_turns
 
 from spear.pretrain.losses import TokenHead
-from spear.reports import markdown_table, write_markdown
+from spear.system.markdown import markdown_table, write_markdown
 
 HEADS = {
     "Base, speech": (512, 16),

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from zipformer_peer import import_icefall, plain_gradients, twin_of
 
-from spear.numba_functions import is_installed
-from spear.reports import markdown_table, write_markdown
+from spear.system.markdown import markdown_table, write_markdown
+from spear.system.numba_functions import is_installed
 from spear.zipformer import Zipformer, ZipformerConfig, set_schedule
 
 COUNTS = (0.0, 8000.0, 100000.0)

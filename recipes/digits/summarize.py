@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spear.errors import DataError, SpearError
-from spear.files import write_text
-from spear.reports import markdown_table
+from spear.system.files import write_text
+from spear.system.markdown import markdown_table
 
 RUN = re.compile(r"(ctc|transducer)-(finetuned|scratch)-(\d+)s-(\d+)")
 SPLITS = {"test": "test", "test_speaker": "held-out speaker"}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spear.errors import DataError, SpearError
-from spear.files import write_text
+from spear.system.files import write_text
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ model = load_asr_model("exp/asr")
 print(transcribe(model, [audio])[0].text)
 """
 
+from spear.asr.apply.recognize import transcribe
 from spear.asr.model import AsrModel, Transcript, load_asr_model
-from spear.asr.recognize import transcribe
 from spear.asr.tokenizer import Tokenizer, TokenizerConfig
 
 __all__ = [

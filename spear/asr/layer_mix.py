@@ -14,7 +14,7 @@ from spear.errors import ConfigError
 from spear.zipformer import Zipformer
 from spear.zipformer.frames import Frames
 from spear.zipformer.model import ZipformerOutput
-from spear.zipformer.resampling import match_channels
+from spear.zipformer.modules.resampling import match_channels
 from spear.zipformer.subsampling import num_subsampled
 
 LAST, WEIGHTED = "last", "weighted"
@@ -42,7 +42,7 @@ def parse_layers(text: str, num_layers: int) -> list[int] | None:
         raise ConfigError(
             f"layers is {text!r}: give {LAST}, {WEIGHTED}, or a number from 0 to {num_layers}"
         )
-    from spear.hub.layers import check_layers  # the hub needs this package
+    from spear.encoders.layers import check_layers  # the hub needs this package
 
     check_layers([int(text)], num_layers)
     return [int(text)]

@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spear.asr.consistency import consistency_loss
-from spear.asr.ctc import CtcHead, CtcLoss, Hypothesis, ctc_loss, greedy_decode
-from spear.asr.data import AsrBatch
+from spear.asr.apply.scoring import ErrorCounts, total_errors, word_errors
 from spear.asr.layer_mix import LAST, LayerMix, idle_parameters, parse_layers, read_frames
-from spear.asr.scoring import ErrorCounts, total_errors, word_errors
+from spear.asr.search.ctc import CtcHead, CtcLoss, Hypothesis, ctc_loss, greedy_decode
 from spear.asr.tokenizer import Tokenizer, normalize
-from spear.data.collate import StudentFrames
+from spear.asr.train.consistency import consistency_loss
+from spear.asr.train.data import AsrBatch
 from spear.errors import CheckpointError
-from spear.files import sha256_of
-from spear.model_folder import read_json_object
-from spear.training.checkpoint import load_tensors, load_weights
+from spear.pretrain.collate import StudentFrames
+from spear.system.files import sha256_of
+from spear.system.model_folder import read_json_object
+from spear.training.checkpoints.checkpoint import load_tensors, load_weights
 from spear.training.task import LossTerm, Metric, StepOutput
 from spear.zipformer import Zipformer, ZipformerConfig
 from spear.zipformer.weights import load_exact
@@ -197,8 +197,9 @@ def load_asr_model(run_dir: str | Path, weights: str = "averaged", device: str =
     Args:
         run_dir: Run folder of `spear finetune-asr`, one of its checkpoint folders, or a recogniser
             that was exported or imported.
-        weights: Which of the run's weights, as `spear.training.checkpoint.load_weights` takes it;
-            a folder that is no run has its weights only.
+        weights: Which of the run's weights, as
+            `spear.training.checkpoints.checkpoint.load_weights` takes it; a folder that is no run
+            has its weights only.
         device: Where the weights go.
 
     Raises:

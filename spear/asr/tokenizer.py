@@ -17,10 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from spear.asr.ctc import BLANK_ID
+from spear.asr.search.ctc import BLANK_ID
 from spear.errors import CheckpointError, ConfigError, DataError
-from spear.files import atomic_folder
-from spear.optional import require
+from spear.system.files import atomic_folder
+from spear.system.optional import require
 
 UNKNOWN_ID = 1  # of tokenizers that are trained here
 UNKNOWN_TEXT = "\N{REPLACEMENT CHARACTER}"

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spear.asr.ctc import BLANK_ID
-from spear.zipformer.initialization import scaled_linear
-from spear.zipformer.regularizers import Balancer
+from spear.asr.search.ctc import BLANK_ID
+from spear.zipformer.modules.initialization import scaled_linear
+from spear.zipformer.modules.regularizers import Balancer
 
 NO_LABEL = -1
 """What stands before the beginning of a transcript; its vector is zero."""

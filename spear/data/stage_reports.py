@@ -14,12 +14,12 @@ import torch
 from lhotse.cut import Cut
 from torch import Tensor
 
-from spear.data.manifests import read_jsonl_gz
-from spear.data.shards import ShardFolder, cuts_name
-from spear.data.tokens import TokenSidecar
+from spear.data.formats.manifests import read_jsonl_gz
+from spear.data.formats.shards import ShardFolder, cuts_name
+from spear.data.formats.tokens import TokenSidecar
 from spear.errors import TokenError
-from spear.mvq.statistics import count_codes, normalized_entropies
-from spear.reports import (
+from spear.mvq.training.statistics import count_codes, normalized_entropies
+from spear.system.markdown import (
     code,
     draw_histograms,
     embed_picture,

@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from spear.encoders.loading import read_student_config, resolve_folder
 from spear.errors import ConfigError
-from spear.hub.loading import read_student_config, resolve_folder
-from spear.progress import get_logger
+from spear.system.progress import get_logger
 from spear.training.position import Position
 from spear.zipformer import ZipformerConfig, set_schedule
 from spear.zipformer.weights import load_exact

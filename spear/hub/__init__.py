@@ -6,13 +6,13 @@ Importing this package registers our classes with transformers where it is insta
 
 import importlib.util
 
-from spear.hub.encoder import EncoderOutput, SpearEncoder
-from spear.hub.loading import from_pretrained
+from spear.encoders.encoder import EncoderOutput, SpearEncoder
+from spear.encoders.loading import from_pretrained
 
 __all__ = ["EncoderOutput", "SpearEncoder", "from_pretrained"]
 
 if importlib.util.find_spec("transformers") is not None:
-    from spear.hub.hf import (
+    from spear.hub.hf.register import (
         SpearConfig,
         SpearFeatureExtractor,
         SpearForAudioClassification,

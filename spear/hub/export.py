@@ -16,19 +16,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from spear import __version__
+from spear.encoders.encoder import SpearEncoder
+from spear.encoders.icefall import write_checkpoint
+from spear.encoders.loading import EXPORT_FILE, WEIGHTS_FILE, to_released_names
+from spear.encoders.released_config import MODEL_TYPE, released_fields
 from spear.errors import CheckpointError
-from spear.files import atomic_folder, sha256_of
-from spear.hub.encoder import SpearEncoder
-from spear.hub.icefall import write_checkpoint
-from spear.hub.loading import EXPORT_FILE, WEIGHTS_FILE, to_released_names
+from spear.hub.hf.remote_code import AUTO_MAP, write_code
 from spear.hub.model_card import model_card, training_record
 from spear.hub.plain_ctc import check_plain_ctc
-from spear.hub.released_config import MODEL_TYPE, released_fields
-from spear.hub.remote_code import AUTO_MAP, write_code
 from spear.hub.token_heads import RUN_PREFIX, write_token_heads
-from spear.model_folder import CONFIG_FILE
-from spear.progress import get_logger
-from spear.training.checkpoint import load_weights
+from spear.system.files import atomic_folder, sha256_of
+from spear.system.model_folder import CONFIG_FILE
+from spear.system.progress import get_logger
+from spear.training.checkpoints.checkpoint import load_weights
 from spear.zipformer import ZipformerConfig
 from spear.zipformer.weights import load_exact
 
@@ -123,8 +123,8 @@ def write_model_folder(
 
 def _write_recognizer(run_dir: Path, output: Path, origin: Mapping[str, Any]) -> None:
     """Writes a run of `spear finetune-asr` as a folder for `load_asr_model`."""
+    from spear.asr.apply.recognizer_folder import write_recognizer
     from spear.asr.model import load_asr_model
-    from spear.asr.recognizer_folder import write_recognizer
 
     kept = {name: origin[name] for name in ("weights", "training")}
     write_recognizer(load_asr_model(run_dir, origin["weights"]), output, kept)

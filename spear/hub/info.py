@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from spear.encoders.encoder import SpearEncoder
+from spear.encoders.frame_grid import HOP_MS, output_centre_ms
+from spear.encoders.loading import from_pretrained, weights_file
 from spear.errors import ConfigError
-from spear.hub.encoder import SpearEncoder
-from spear.hub.frame_grid import HOP_MS, output_centre_ms
-from spear.hub.loading import from_pretrained, weights_file
 from spear.hub.token_heads import TokenHeads, load_token_heads
 from spear.zipformer import ZipformerConfig
 from spear.zipformer.stack import DownsampledStack, ZipformerStack
 
 if TYPE_CHECKING:
-    from spear.data.tokens import TokenSidecar
+    from spear.data.formats.tokens import TokenSidecar
 
 _MAX_FRAMES = 10_000
 _FRONT_END_MS = 105.0  # nine fbank windows of 25 ms, 10 ms apart
@@ -79,8 +79,8 @@ def _measured(path: str, frames: str, pictures: str) -> str:
     from spear.mvq import load_quantizer
     from spear.mvq.command import frames_path, load_frames
     from spear.mvq.evaluation import spread_out, teacher_identity
-    from spear.mvq.frames import read_rows
     from spear.mvq.report import describe_evaluation, draw_pictures, evaluate
+    from spear.mvq.training.frames import read_rows
 
     quantizer = load_quantizer(path)
     rows, teacher = load_frames(frames_path(frames))
@@ -94,7 +94,7 @@ def _measured(path: str, frames: str, pictures: str) -> str:
 
 
 def _tokens(path: str) -> str:
-    from spear.data.tokens import TokenSidecar
+    from spear.data.formats.tokens import TokenSidecar
 
     return describe_tokens(TokenSidecar.load(Path(path)), path)
 

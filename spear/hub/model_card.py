@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from spear.config import read_yaml
-from spear.hub.encoder import SpearEncoder
-from spear.reports import code, markdown_table
+from spear.encoders.encoder import SpearEncoder
+from spear.system.markdown import code, markdown_table
 
 _METRICS = "metrics.jsonl"
 _FRONT_MATTER = """---

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spear.errors import ConfigError
-from spear.progress import get_logger
+from spear.system.progress import get_logger
 
 if TYPE_CHECKING:
     from spear.asr.model import AsrModel

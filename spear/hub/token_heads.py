@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from spear.errors import CheckpointError, DataError, one_line
-from spear.files import atomic_path
+from spear.system.files import atomic_path
 from spear.zipformer.weights import load_exact
 
 HEADS_FILE = "token_heads.safetensors"

@@ -4,16 +4,16 @@
 same interface. `load_quantizer` reads any of them.
 """
 
-from spear.mvq.baselines import BaselineBudget, train_baseline
-from spear.mvq.budget import TrainingBudget
-from spear.mvq.codebooks import CodebookQuantizer
-from spear.mvq.kinds import load_quantizer
-from spear.mvq.kmeans import KMeansQuantizer
-from spear.mvq.quantizer import Quantizer
-from spear.mvq.random_projection import RandomProjectionQuantizer
+from spear.mvq.quantizers.codebooks import CodebookQuantizer
+from spear.mvq.quantizers.kinds import load_quantizer
+from spear.mvq.quantizers.kmeans import KMeansQuantizer
+from spear.mvq.quantizers.quantizer import Quantizer
+from spear.mvq.quantizers.random_projection import RandomProjectionQuantizer
+from spear.mvq.quantizers.residual import ResidualQuantizer
 from spear.mvq.report import describe
-from spear.mvq.residual import ResidualQuantizer
-from spear.mvq.training import train_quantizer
+from spear.mvq.training.baselines import BaselineBudget, train_baseline
+from spear.mvq.training.budget import TrainingBudget
+from spear.mvq.training.mvq import train_quantizer
 
 __all__ = [
     "BaselineBudget",

@@ -3,7 +3,7 @@
 It reads `{name}.frames.npy` with `{name}.frames.json` beside it, keeps a few frames aside to
 measure on, trains on the others, and stores with the quantiser who the teacher was and what it was
 trained from. Run again it does nothing, unless the frames or the settings differ: then it refuses.
-Besides the multi-codebook quantiser it trains the baselines of `spear.mvq.baselines`.
+Besides the multi-codebook quantiser it trains the baselines of `spear.mvq.training.baselines`.
 """
 
 import json
@@ -15,19 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spear.distributed import Ranks, join_ranks
 from spear.errors import ConfigError, DataError
-from spear.files import remove_partials, sha256_of
-from spear.mvq.baselines import BaselineBudget, check_baseline, train_baseline
-from spear.mvq.budget import TrainingBudget, check_budget
-from spear.mvq.codebooks import CodebookQuantizer
-from spear.mvq.frames import read_rows
-from spear.mvq.kinds import load_quantizer
-from spear.mvq.quantizer import Quantizer, check_sizes
-from spear.mvq.random_projection import RandomProjectionQuantizer
+from spear.mvq.quantizers.codebooks import CodebookQuantizer
+from spear.mvq.quantizers.kinds import load_quantizer
+from spear.mvq.quantizers.quantizer import Quantizer, check_sizes
+from spear.mvq.quantizers.random_projection import RandomProjectionQuantizer
 from spear.mvq.report import evaluate, write_report
-from spear.mvq.training import train_quantizer
-from spear.progress import get_logger
+from spear.mvq.training.baselines import BaselineBudget, check_baseline, train_baseline
+from spear.mvq.training.budget import TrainingBudget, check_budget
+from spear.mvq.training.frames import read_rows
+from spear.mvq.training.mvq import train_quantizer
+from spear.system.distributed import Ranks, join_ranks
+from spear.system.files import remove_partials, sha256_of
+from spear.system.progress import get_logger
 
 _HELD_OUT_RUN = 32
 _MAX_EVALUATED = 10_000

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from spear.mvq.quantizer import BEAM_WIDTH, NUM_PASSES, Quantizer
-from spear.mvq.statistics import count_codes, normalized_entropies
+from spear.mvq.quantizers.quantizer import BEAM_WIDTH, NUM_PASSES, Quantizer
+from spear.mvq.training.statistics import count_codes, normalized_entropies
 
 _BLOCK_ELEMENTS = 1 << 24
 # Frames to time the search on, times N: merging costs grow faster than the number of codebooks.

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from spear.mvq.evaluation import Evaluation
-from spear.reports import new_figure, save_figure, whole_ticks
+from spear.system.markdown import new_figure, save_figure, whole_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

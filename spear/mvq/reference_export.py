@@ -14,7 +14,7 @@ from torch import Tensor
 from spear.errors import ConfigError
 
 if TYPE_CHECKING:
-    from spear.mvq.quantizer import Quantizer
+    from spear.mvq.quantizers.quantizer import Quantizer
 
 _ID_LENGTH = 8
 # With 8 codes or fewer its search leaves out the shortlist that its merging needs, and fails.

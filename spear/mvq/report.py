@@ -8,8 +8,6 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from spear.files import write_json
-from spear.mvq.codebooks import CodebookQuantizer
 from spear.mvq.evaluation import (
     Evaluation,
     FrameQuantizer,
@@ -21,9 +19,11 @@ from spear.mvq.evaluation import (
     teacher_identity,
 )
 from spear.mvq.pictures import draw_codebooks, draw_history, draw_usage
-from spear.mvq.quantizer import BEAM_WIDTH, NUM_PASSES, Quantizer
+from spear.mvq.quantizers.codebooks import CodebookQuantizer
+from spear.mvq.quantizers.quantizer import BEAM_WIDTH, NUM_PASSES, Quantizer
 from spear.mvq.remarks import HOW_TO_READ, remarks
-from spear.reports import embed_picture, markdown_table, write_markdown
+from spear.system.files import write_json
+from spear.system.markdown import embed_picture, markdown_table, write_markdown
 
 __all__ = [
     "Evaluation",

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spear.numba_functions import is_installed
 from spear.optim.shards import local
 from spear.optim.sizes import Sizes
 from spear.optim.stack import ParameterStack, form_stacks
 from spear.optim.state import ParameterState
+from spear.system.numba_functions import is_installed
 
 
 class ActiveParameters:

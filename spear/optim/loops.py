@@ -19,9 +19,9 @@ from llvmlite import ir
 from numba.extending import intrinsic
 from torch import Tensor
 
-from spear.numba_functions import compiled, enter_threads
 from spear.optim.sizes import Coefficients
 from spear.optim.stack import ParameterStack
+from spear.system.numba_functions import compiled, enter_threads
 
 _BLOCK = 1 << 14
 """Elements that one thread takes at a time."""

@@ -13,7 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from spear.data.bench import (
+from spear.data.index.clip_index import ClipIndex
+from spear.data.index.loader import BatchDataset, Place
+from spear.data.index.plan import BatchPlan
+from spear.errors import ConfigError
+from spear.pretrain.collate import PretrainBatch
+from spear.pretrain.config import PretrainConfig
+from spear.pretrain.data_bench import (
     PARTS,
     READING,
     PartTimes,
@@ -23,15 +29,9 @@ from spear.data.bench import (
     time_parts,
     time_pass,
 )
-from spear.data.clip_index import ClipIndex
-from spear.data.collate import PretrainBatch
-from spear.data.dataset import BatchDataset, Place
-from spear.data.plan import BatchPlan
-from spear.errors import ConfigError
-from spear.pretrain.config import PretrainConfig
 from spear.pretrain.reading import check_config, make_loader, open_index, training_data
-from spear.progress import get_logger
-from spear.reports import code, markdown_table, write_markdown
+from spear.system.markdown import code, markdown_table, write_markdown
+from spear.system.progress import get_logger
 
 logger = get_logger(__name__)
 

@@ -8,14 +8,14 @@ token would have done.
 from pathlib import Path
 
 from spear.config import to_dict
-from spear.data.index import ensure_index
-from spear.distributed import join_ranks
-from spear.files import write_json, write_text
+from spear.data.index.command import ensure_index
 from spear.pretrain.config import PretrainConfig
 from spear.pretrain.task import RESULT_KEYS, PretrainTask
-from spear.progress import get_logger
+from spear.system.distributed import join_ranks
+from spear.system.files import write_json, write_text
+from spear.system.progress import get_logger
 from spear.training import train
-from spear.training.metrics import read_jsonl
+from spear.training.logs.metrics import read_jsonl
 
 logger = get_logger(__name__)
 

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from spear.data.augment import AugmentConfig
-from spear.data.clip_index import SourceConfig
-from spear.data.plan import BatchConfig
+from spear.data.index.clip_index import SourceConfig
+from spear.data.index.plan import BatchConfig
+from spear.pretrain.augment import AugmentConfig
 from spear.pretrain.losses import LossConfig
 from spear.pretrain.masking import MaskConfig
 from spear.pretrain.model import TeacherTarget

@@ -12,9 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from spear.data.collate import PretrainBatch, StudentFrames
-from spear.data.tokens import MAX_CODEBOOK_SIZE
+from spear.data.formats.tokens import MAX_CODEBOOK_SIZE
 from spear.errors import ConfigError
+from spear.pretrain.collate import PretrainBatch, StudentFrames
 from spear.pretrain.losses import LossConfig, TokenHead, frame_weights
 from spear.pretrain.token_metrics import UnigramBaseline, token_metrics, usage_metrics
 from spear.training import LossTerm, Metric, StepOutput

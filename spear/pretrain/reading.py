@@ -11,17 +11,17 @@ from typing import Any
 
 import torch
 
-from spear.data.augment import Augmenter
-from spear.data.clip_index import ClipIndex, SourceConfig
-from spear.data.collate import Collator, PretrainBatch, StudentFrames, TokenLayout
-from spear.data.dataset import BatchDataset, BatchLoader, open_noise
-from spear.data.plan import BatchPlan
+from spear.data.index.clip_index import ClipIndex, SourceConfig
+from spear.data.index.loader import BatchDataset, BatchLoader, open_noise
+from spear.data.index.plan import BatchPlan
 from spear.errors import ConfigError, TokenError
-from spear.files import sha256_of
+from spear.pretrain.augment import Augmenter
+from spear.pretrain.collate import Collator, PretrainBatch, StudentFrames, TokenLayout
 from spear.pretrain.config import PretrainConfig
 from spear.pretrain.losses import required_teachers
 from spear.pretrain.masking import MaskSampler
 from spear.pretrain.model import TeacherTarget
+from spear.system.files import sha256_of
 
 
 def check_config(config: PretrainConfig) -> None:

@@ -15,10 +15,10 @@ from torch import nn
 
 from spear.audio.io import SAMPLE_RATE_HZ
 from spear.config import to_dict
-from spear.data.clip_index import ClipIndex
-from spear.data.collate import PretrainBatch
-from spear.data.dataset import BatchDataset, BatchLoader, token_counts
-from spear.data.plan import BatchPlan
+from spear.data.index.clip_index import ClipIndex
+from spear.data.index.loader import BatchDataset, BatchLoader, token_counts
+from spear.data.index.plan import BatchPlan
+from spear.pretrain.collate import PretrainBatch
 from spear.pretrain.config import PretrainConfig
 from spear.pretrain.model import PretrainModel
 from spear.pretrain.reading import (
@@ -28,7 +28,7 @@ from spear.pretrain.reading import (
     open_index,
     training_data,
 )
-from spear.progress import get_logger
+from spear.system.progress import get_logger
 from spear.training import Position
 from spear.zipformer import set_schedule
 

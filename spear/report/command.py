@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spear.errors import ConfigError, DataError
-from spear.files import write_text
-from spear.progress import get_logger
 from spear.report.compute import Process, ledger_section, read_processes
 from spear.report.page import Section, render
 from spear.report.results import (
@@ -24,6 +22,8 @@ from spear.report.run_files import Run, facts
 from spear.report.run_section import run_section
 from spear.report.scales import short
 from spear.report.sources import Reader, find_sources, title_of
+from spear.system.files import write_text
+from spear.system.progress import get_logger
 
 _logger = get_logger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any
 from spear.report.markup import Html, element, join, table
 from spear.report.scales import short
 from spear.report.series import is_number
-from spear.training.clock import format_duration
+from spear.training.logs.clock import format_duration
 
 _BEATS_MISSED = 2.5
 """Lines that a process may be late with before it counts as dead."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from spear import __version__
-from spear.data.tokens import TokenSidecar, find_teachers, sidecar_name
+from spear.data.formats.tokens import TokenSidecar, find_teachers, sidecar_name
 from spear.errors import TokenError, one_line
 from spear.report.compute import Process
 from spear.report.markup import Html, details, element, join, table

@@ -9,8 +9,8 @@ from typing import Any
 from spear.report.compute import Process
 from spear.report.series import is_number
 from spear.report.sources import Reader
-from spear.training.checkpoint import list_checkpoints
-from spear.training.clock import format_duration
+from spear.training.checkpoints.checkpoint import list_checkpoints
+from spear.training.logs.clock import format_duration
 
 
 @dataclass

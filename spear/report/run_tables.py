@@ -9,7 +9,7 @@ from spear.report.markup import Html, details, element, join, table
 from spear.report.panels import in_words
 from spear.report.run_files import Run, in_hours
 from spear.report.series import Series, is_number
-from spear.training.clock import format_duration
+from spear.training.logs.clock import format_duration
 
 _MAX_SKIPPED = 50
 _MAX_IDS = 8

@@ -13,10 +13,10 @@ from typing import Any
 
 import yaml
 
-from spear.data.tokens import find_teachers
+from spear.data.formats.tokens import find_teachers
 from spear.errors import ConfigError, one_line
-from spear.ledger import FILE_NAME
-from spear.training.metrics import read_jsonl
+from spear.system.ledger import FILE_NAME
+from spear.training.logs.metrics import read_jsonl
 
 _PASSED_OVER = frozenset({"checkpoints", "tensorboard", "log", "tokenizer", "teachers"})
 _MAX_DEPTH = 4

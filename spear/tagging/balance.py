@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from spear.data.clip_table import ClipTable
+from spear.data.index.clip_table import ClipTable
 from spear.errors import ConfigError
 
 Ints = NDArray[np.int64]

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from spear.data.clip_index import ClipIndex, SourceConfig
-from spear.data.folder_index import id_hash
-from spear.data.kaldi_text import read_ids
+from spear.data.formats.kaldi_text import read_ids
+from spear.data.index.clip_index import ClipIndex, SourceConfig
+from spear.data.index.folder_index import id_hash
 from spear.errors import ConfigError, DataError
-from spear.progress import get_logger
+from spear.system.progress import get_logger
 from spear.tagging.balance import ClassMembers
 from spear.tagging.labels import Classes, Labels
 

@@ -19,11 +19,11 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from spear.audio import LOG_EPS, SAMPLE_RATE_HZ, Fbank
-from spear.data.dataset import BatchLoader, Place
-from spear.data.plan import BatchConfig, BatchPlan
-from spear.data.rng import generator
+from spear.data.index.loader import BatchLoader, Place
+from spear.data.index.plan import BatchConfig, BatchPlan
 from spear.errors import ConfigError, SpearError
 from spear.finetune.spec_augment import SpecAugment, SpecAugmentConfig
+from spear.system.rng import generator
 from spear.tagging.balance import BalanceConfig, balanced_table
 from spear.tagging.clips import LabelledClips
 from spear.tagging.labels import Classes, read_labels

@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from spear import ledger
 from spear.audio import SAMPLE_RATE_HZ
-from spear.device import choose_device
 from spear.errors import ConfigError, SpearError
-from spear.files import atomic_path, write_json
-from spear.progress import get_logger, progress
+from spear.system import ledger
+from spear.system.device import choose_device
+from spear.system.files import atomic_path, write_json
+from spear.system.progress import get_logger, progress
 from spear.tagging.apply import Tagger
 from spear.tagging.clips import LabelledClips
 from spear.tagging.labels import read_labels

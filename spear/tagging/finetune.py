@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 
 from spear.config import to_dict
+from spear.encoders.loading import from_pretrained
 from spear.errors import ConfigError
 from spear.finetune.encoder import EncoderStart, load_encoder, resolve_student
-from spear.hub.loading import from_pretrained
-from spear.progress import get_logger
+from spear.system.progress import get_logger
 from spear.tagging.data import TaggingData, TaggingDataConfig
 from spear.tagging.evaluate import Evaluation, evaluate
 from spear.tagging.metrics import require_scores

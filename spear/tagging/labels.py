@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from spear.data.kaldi_text import read_text
+from spear.data.formats.kaldi_text import read_text
 from spear.errors import DataError
 
 Labels = Mapping[str, tuple[str, ...]]

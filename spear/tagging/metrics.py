@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spear.optional import require
+from spear.system.optional import require
 from spear.tagging.labels import Classes
 
 Floats = NDArray[np.float64]

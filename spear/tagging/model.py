@@ -16,7 +16,7 @@ from spear.errors import CheckpointError
 from spear.tagging.data import TaggingBatch
 from spear.tagging.labels import Classes
 from spear.tagging.pooling import Pooling, pool
-from spear.training.checkpoint import load_weights
+from spear.training.checkpoints.checkpoint import load_weights
 from spear.training.task import LossTerm, Metric, StepOutput
 from spear.zipformer import Zipformer, ZipformerConfig
 from spear.zipformer.weights import load_exact
@@ -126,7 +126,8 @@ def load_tagging_model(
 
     Args:
         run_dir: Run folder of `spear finetune-tagging`, or one of its checkpoint folders.
-        weights: Which of the run's weights, as `spear.training.checkpoint.load_weights` takes it.
+        weights: Which of the run's weights, as
+            `spear.training.checkpoints.checkpoint.load_weights` takes it.
         device: Where the weights go.
 
     Raises:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spear.reports import (
+from spear.system.markdown import (
     code,
     embed_picture,
     markdown_table,

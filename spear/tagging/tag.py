@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spear.audio import SAMPLE_RATE_HZ
-from spear.device import choose_device
+from spear.data.corpus.recordings import find_recordings, read_all
 from spear.errors import AudioError, ConfigError
-from spear.features.recordings import find_recordings, read_all
-from spear.progress import get_logger
+from spear.system.device import choose_device
+from spear.system.progress import get_logger
 from spear.tagging.apply import Tagger
 from spear.tagging.model import load_tagging_model
 

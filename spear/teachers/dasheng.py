@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from spear.audio import SAMPLE_RATE_HZ
 from spear.errors import CheckpointError, one_line
-from spear.model_folder import CONFIG_FILE, read_json_object
+from spear.system.model_folder import CONFIG_FILE, read_json_object
 from spear.teachers.base import Teacher, TeacherIdentity, check_layer, full_precision
 from spear.teachers.config import TeacherConfig
 from spear.teachers.dasheng_network import DashengNetwork, DashengSettings

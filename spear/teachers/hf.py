@@ -30,8 +30,8 @@ from torch import Tensor, nn
 
 from spear.audio import SAMPLE_RATE_HZ
 from spear.errors import CheckpointError, one_line
-from spear.model_folder import CONFIG_FILE, read_json_object
-from spear.optional import require
+from spear.system.model_folder import CONFIG_FILE, read_json_object
+from spear.system.optional import require
 from spear.teachers.base import (
     Teacher,
     TeacherIdentity,

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spear.errors import CheckpointError
-from spear.files import sha256_of
-from spear.model_folder import CONFIG_FILE, download, is_hub_id
+from spear.system.files import sha256_of
+from spear.system.model_folder import CONFIG_FILE, download, is_hub_id
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 # In order of preference: safetensors never run code when read.

@@ -1,6 +1,6 @@
 """The training loop, which knows no task: protocol, checkpoints, averaging, metrics."""
 
-from spear.training.checkpoint import average_between, load_weights
+from spear.training.checkpoints.checkpoint import average_between, load_weights
 from spear.training.config import TrainConfig
 from spear.training.position import Position
 from spear.training.task import Batch, LossTerm, Metric, StepOutput, Task

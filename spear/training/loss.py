@@ -16,8 +16,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from spear.distributed import Ranks
 from spear.errors import SpearError
+from spear.system.distributed import Ranks
 from spear.training.task import LossTerm
 
 

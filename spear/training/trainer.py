@@ -18,26 +18,27 @@ import yaml
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from spear import ledger
-from spear.distributed import Ranks, join_ranks
 from spear.errors import ConfigError, SpearError
-from spear.files import remove_partials, write_text
-from spear.progress import StepBar, get_logger
-from spear.training import checkpoint as checkpoints
-from spear.training.batch_log import BatchLog
+from spear.system import ledger
+from spear.system.distributed import Ranks, join_ranks
+from spear.system.files import remove_partials, write_text
+from spear.system.progress import StepBar, get_logger
+from spear.training.checkpoints import checkpoint as checkpoints
+from spear.training.checkpoints.differences import describe_differences
+from spear.training.checkpoints.randomness import seed_batch
+from spear.training.checkpoints.run_state import RunState
+from spear.training.checkpoints.sharding import finish_gradients, gathered
 from spear.training.config import TrainConfig
-from spear.training.differences import describe_differences
-from spear.training.gpu_idle import GpuIdle
-from spear.training.health import StopRequest
+from spear.training.health.gpu_idle import GpuIdle
+from spear.training.health.health import StopRequest
+from spear.training.health.preflight import describe_memory, describe_trial, try_batch
+from spear.training.health.profiling import profiling
+from spear.training.health.watchdog import Watchdog
+from spear.training.logs.batch_log import BatchLog
+from spear.training.logs.metrics import MetricWriter, describe_values, drop_after
+from spear.training.logs.report import write_report
 from spear.training.loss import LossNormalizer
-from spear.training.metrics import MetricWriter, describe_values, drop_after
 from spear.training.position import Position
-from spear.training.preflight import describe_memory, describe_trial, try_batch
-from spear.training.profiling import profiling
-from spear.training.randomness import seed_batch
-from spear.training.report import write_report
-from spear.training.run_state import RunState
-from spear.training.sharding import finish_gradients, gathered
 from spear.training.task import (
     Batch,
     CountsLoss,
@@ -47,7 +48,6 @@ from spear.training.task import (
     Task,
 )
 from spear.training.validation import autocast, evaluate
-from spear.training.watchdog import Watchdog
 
 _logger = get_logger(__name__)
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from spear.distributed import Ranks
-from spear.training.metrics import MetricSums
+from spear.system.distributed import Ranks
+from spear.training.logs.metrics import MetricSums
 from spear.training.task import Task
 
 

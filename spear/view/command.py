@@ -15,20 +15,20 @@ import numpy as np
 import torch
 
 from spear.audio import SAMPLE_RATE_HZ
-from spear.data.collate import STUDENT_RATE_HZ
-from spear.device import choose_device
+from spear.data.corpus.recordings import read_recording
+from spear.encoders.encoder import SpearEncoder
+from spear.encoders.frame_grid import layer_centre_ms, output_centre_ms
+from spear.encoders.loading import from_pretrained, weights_file
 from spear.errors import ConfigError
-from spear.features.feature_folder import make_folder
-from spear.features.recordings import read_recording
-from spear.files import write_text
-from spear.hub.encoder import SpearEncoder
-from spear.hub.frame_grid import layer_centre_ms, output_centre_ms
+from spear.hub.feature_folder import make_folder
 from spear.hub.info import num_parameters
-from spear.hub.loading import from_pretrained, weights_file
 from spear.hub.token_heads import TokenHeads, load_token_heads
-from spear.optional import require
-from spear.progress import get_logger
-from spear.reports import save_figure
+from spear.pretrain.collate import STUDENT_RATE_HZ
+from spear.system.device import choose_device
+from spear.system.files import write_text
+from spear.system.markdown import save_figure
+from spear.system.optional import require
+from spear.system.progress import get_logger
 from spear.view.numbers import layer_colours, pooling_step, similarity
 from spear.view.pictures import (
     Grid,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spear.audio.fbank import HIGH_HZ, LOW_HZ
 from spear.hub.token_heads import PredictedTokens
-from spear.reports import name_axes, new_figure
+from spear.system.markdown import name_axes, new_figure
 from spear.view.numbers import LayerColours
 
 if TYPE_CHECKING:

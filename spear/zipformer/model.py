@@ -11,8 +11,8 @@ from spear.errors import DataError
 from spear.zipformer.config import ZipformerConfig
 from spear.zipformer.frames import Frames
 from spear.zipformer.layer import LayerShape
-from spear.zipformer.memory import LayerMemory
-from spear.zipformer.resampling import Downsample, match_channels, upsample, widest
+from spear.zipformer.modules.memory import LayerMemory
+from spear.zipformer.modules.resampling import Downsample, match_channels, upsample, widest
 from spear.zipformer.schedule import FloatLike, ScheduledFloat
 from spear.zipformer.stack import DownsampledStack, ZipformerStack
 from spear.zipformer.subsampling import Conv2dSubsampling, num_subsampled

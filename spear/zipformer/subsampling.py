@@ -6,22 +6,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spear.zipformer.activations import (
+from spear.zipformer.config import ZipformerConfig
+from spear.zipformer.frames import Frames
+from spear.zipformer.modules.activations import (
     SWOOSH_L,
     SWOOSH_R,
     Swoosh,
     shared_dropout_mask,
     swoosh_linear,
 )
-from spear.zipformer.bypass import add_branch, draw_kept
-from spear.zipformer.config import ZipformerConfig
-from spear.zipformer.depthwise import depthwise_conv
-from spear.zipformer.frames import Frames
-from spear.zipformer.gradients import ScaleGrad
-from spear.zipformer.initialization import scale_initial
-from spear.zipformer.norm import BiasNorm
-from spear.zipformer.recompute import recomputed
-from spear.zipformer.regularizers import Balancer, Whiten
+from spear.zipformer.modules.bypass import add_branch, draw_kept
+from spear.zipformer.modules.depthwise import depthwise_conv
+from spear.zipformer.modules.gradients import ScaleGrad
+from spear.zipformer.modules.initialization import scale_initial
+from spear.zipformer.modules.norm import BiasNorm
+from spear.zipformer.modules.recompute import recomputed
+from spear.zipformer.modules.regularizers import Balancer, Whiten
 from spear.zipformer.schedule import FloatLike, ScheduledFloat
 
 LOG_EPS = math.log(1e-10)  # the value of silence in fbank, and of its padding

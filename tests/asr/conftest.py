@@ -8,10 +8,10 @@ import soundfile
 from lhotse import MonoCut, Recording, SupervisionSegment
 from lhotse.shar import SharWriter
 
-from spear.asr.data import AsrDataConfig
-from spear.asr.finetune import FinetuneAsrConfig
-from spear.asr.finetune import run as finetune
-from spear.data.plan import BatchConfig
+from spear.asr.train.data import AsrDataConfig
+from spear.asr.train.finetune import FinetuneAsrConfig
+from spear.asr.train.finetune import run as finetune
+from spear.data.index.plan import BatchConfig
 from spear.finetune.spec_augment import SpecAugmentConfig
 from spear.hub.export import ExportConfig
 from spear.hub.export import run as export

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from spear.asr.ctc_beam import BeamConfig
-from spear.asr.data import AsrBatch
-from spear.asr.finetune import run as finetune
+from spear.asr.apply.recognize import transcribe
 from spear.asr.model import AsrModel, load_asr_model
-from spear.asr.recognize import transcribe
-from spear.asr.rnnt import rnnt_loss
-from spear.asr.search import SearchConfig
+from spear.asr.rnnt.losses import rnnt_loss
+from spear.asr.search.ctc_beam import BeamConfig
+from spear.asr.search.search import SearchConfig
 from spear.asr.tokenizer import Tokenizer, TokenizerConfig
+from spear.asr.train.data import AsrBatch
+from spear.asr.train.finetune import run as finetune
 from spear.asr.transducer import TransducerConfig, TransducerModel
 from spear.asr.transducer_modules import Decoder, Joiner
 from spear.errors import ConfigError

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import soundfile
-from fake_quantizer import FakeQuantizer, write_quantizer
 
-from spear.data import prepare, shard
-from spear.data.prepare import PrepareConfig
-from spear.data.shard import ShardConfig
-from spear.data.shards import ShardFolder
+from spear.data.corpus import prepare, shard
+from spear.data.corpus.prepare import PrepareConfig
+from spear.data.corpus.shard import ShardConfig
+from spear.data.formats.shards import ShardFolder
 from spear.teachers import TeacherConfig
+from tests.data.fake_quantizer import FakeQuantizer, write_quantizer
 
 if TYPE_CHECKING:
-    from spear.data.extract import ExtractConfig
+    from spear.data.tokens.extract import ExtractConfig
 
 WORDS = ("one", "two", "three")
 
@@ -85,9 +85,9 @@ def extract_config(
     folder: ShardFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> "ExtractConfig":
     """The settings to extract log-mel tokens into the shard folder."""
-    from spear.data.extract import ExtractConfig
+    from spear.data.tokens.extract import ExtractConfig
 
-    monkeypatch.setattr("spear.data.extract.load_quantizer", FakeQuantizer.load)
+    monkeypatch.setattr("spear.data.tokens.extract.load_quantizer", FakeQuantizer.load)
     return ExtractConfig(
         shards=[str(folder.path)],
         teacher=TeacherConfig(name="logmel"),

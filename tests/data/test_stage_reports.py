@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 from lhotse import CutSet
 
-from spear.data import embed, extract, prepare, shard, stage_reports
-from spear.data.embed import EmbedConfig
-from spear.data.extract import ExtractConfig
-from spear.data.prepare import PrepareConfig
-from spear.data.shard import ShardConfig
-from spear.data.shards import ShardFolder
+from spear.data import stage_reports
+from spear.data.corpus import prepare, shard
+from spear.data.corpus.prepare import PrepareConfig
+from spear.data.corpus.shard import ShardConfig
+from spear.data.formats.shards import ShardFolder
+from spear.data.formats.tokens import TokenSidecar, TokenTarWriter
 from spear.data.stage_reports import channel_statistics
-from spear.data.tokens import TokenSidecar, TokenTarWriter
+from spear.data.tokens import embed, extract
+from spear.data.tokens.embed import EmbedConfig
+from spear.data.tokens.extract import ExtractConfig
 from spear.errors import TokenError
 from spear.teachers import TeacherConfig
 
@@ -136,7 +138,7 @@ def test_shard_reports_what_the_folder_holds(folder: ShardFolder) -> None:
 def test_shard_reports_what_is_left_out(
     corpus: PrepareConfig, shard_config: ShardConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "spear.reports")
+    caplog.set_level(logging.INFO, "spear.system.markdown")
     break_recording(corpus)
     shard.run(replace(shard_config, max_bad_fraction=0.5, min_duration_s=0.5))
     path = Path(shard_config.output_dir)

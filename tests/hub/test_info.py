@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from spear.encoders.encoder import SpearEncoder
+from spear.encoders.frame_grid import layer_centre_ms, output_centre_ms
 from spear.errors import CheckpointError
-from spear.hub.encoder import SpearEncoder
-from spear.hub.frame_grid import layer_centre_ms, output_centre_ms
 from spear.hub.info import InfoConfig, describe_model, run
 from spear.hub.token_heads import write_token_heads
 from spear.zipformer import ZipformerConfig

@@ -14,10 +14,14 @@ import torch
 
 from spear.cli import main
 from spear.config import to_dict
-from spear.hub.icefall import write_checkpoint
+from spear.encoders.icefall import write_checkpoint
 from spear.pretrain.losses import LossConfig
 from spear.pretrain.model import PretrainModel, TeacherTarget
-from spear.training.checkpoint import CheckpointContent, checkpoint_path, save_checkpoint
+from spear.training.checkpoints.checkpoint import (
+    CheckpointContent,
+    checkpoint_path,
+    save_checkpoint,
+)
 from tests.hub.models import export_tiny, tiny_encoder
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +53,7 @@ def write_run(folder: Path) -> None:
 def write_recogniser(folder: Path, encoder: Path) -> None:
     from transformers import AutoConfig
 
-    from spear.hub.hf import SpearForCTC
+    from spear.hub.hf.register import SpearForCTC
 
     config = AutoConfig.from_pretrained(encoder, vocabulary=["<blk>", "<unk>", "▁", "A", "B"])
     SpearForCTC.from_pretrained(encoder, config=config).save_pretrained(folder)

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mvq_frames import correlated_frames, random_centers, relative_error
 
 from spear.errors import ConfigError, DataError
 from spear.mvq import Quantizer, TrainingBudget, describe
 from spear.mvq.command import TrainQuantizerConfig, run, split_rows
 from spear.mvq.report import bits_per_frame, evaluate
+from tests.mvq.mvq_frames import correlated_frames, random_centers, relative_error
 
 TEACHER = {
     "name": "logmel",

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from mvq_frames import correlated_frames, random_centers, relative_error
 from torch import Tensor
 
 from spear.errors import ConfigError
 from spear.mvq import Quantizer, TrainingBudget, train_quantizer
+from tests.mvq.mvq_frames import correlated_frames, random_centers, relative_error
 
 N, K, D = 4, 16, 12
 BUDGET = TrainingBudget(num_iterations=3, frames_per_iteration=1000)

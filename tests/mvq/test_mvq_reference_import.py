@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from mvq_frames import correlated_frames, random_centers, relative_error
 from torch import Tensor
 
 from spear.errors import CheckpointError
 from spear.mvq import Quantizer
+from tests.mvq.mvq_frames import correlated_frames, random_centers, relative_error
 
 N, K, D = 4, 16, 12
 

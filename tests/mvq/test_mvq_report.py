@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mvq_frames import correlated_frames, random_centers, relative_error
 from torch import Tensor
 
 from spear.cli import main
 from spear.mvq import Quantizer, train_baseline
 from spear.mvq.evaluation import Evaluation, evaluate, sweep_search
 from spear.mvq.pictures import draw_codebooks, draw_usage, relative_usage
-from spear.mvq.quantizer import BEAM_WIDTH, NUM_PASSES
+from spear.mvq.quantizers.quantizer import BEAM_WIDTH, NUM_PASSES
 from spear.mvq.remarks import remarks
 from spear.mvq.report import describe, describe_evaluation, write_report
+from tests.mvq.mvq_frames import correlated_frames, random_centers, relative_error
 
 TEACHER = {"name": "logmel", "frame_rate_hz": 25.0, "dim": 8, "weights_sha256": "ab"}
 HISTORY = [

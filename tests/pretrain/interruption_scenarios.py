@@ -16,11 +16,11 @@ import torch
 import torch.distributed as dist
 from test_pretrain_command import make_config
 
-from spear.data.clip_index import SourceConfig
-from spear.data.plan import BatchConfig
+from spear.data.index.clip_index import SourceConfig
+from spear.data.index.plan import BatchConfig
 from spear.pretrain import command
 from spear.pretrain.task import PretrainTask
-from spear.progress import setup_logging
+from spear.system.progress import setup_logging
 from spear.training import Position
 
 STEPS = 9

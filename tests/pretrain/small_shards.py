@@ -8,9 +8,9 @@ import json
 import numpy as np
 import soundfile
 
-from spear.data.shards import cuts_name, recording_name
-from spear.data.tars import PairTarWriter
-from spear.data.tokens import (
+from spear.data.formats.shards import cuts_name, recording_name
+from spear.data.formats.tars import PairTarWriter
+from spear.data.formats.tokens import (
     ShardTokens,
     TokenSidecar,
     TokenTarWriter,

@@ -4,20 +4,20 @@ import re
 from dataclasses import replace
 
 import pytest
-from small_shards import write_corpus
 from test_pretrain_model import TEACHERS, small_student
 
 from spear.config import parse_config, write_yaml
-from spear.data.augment import AugmentConfig
-from spear.data.bench import Pass
-from spear.data.clip_index import SourceConfig
-from spear.data.plan import BatchConfig
+from spear.data.index.clip_index import SourceConfig
+from spear.data.index.plan import BatchConfig
 from spear.errors import ConfigError, TokenError
 from spear.pretrain import bench
+from spear.pretrain.augment import AugmentConfig
 from spear.pretrain.bench import BenchConfig, FirstSteps, run, worker_counts, workers_for
 from spear.pretrain.config import PretrainConfig
+from spear.pretrain.data_bench import Pass
 from spear.pretrain.reading import open_index, training_data
 from spear.training import TrainConfig
+from tests.pretrain.small_shards import write_corpus
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 from interruption_scenarios import STEPS, main
-from small_shards import write_corpus
+
+from tests.pretrain.small_shards import write_corpus
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from run_comparison import assert_same_run
 
-from spear.training.checkpoint import list_checkpoints, step_of
-from spear.training.metrics import read_jsonl
+from spear.training.checkpoints.checkpoint import list_checkpoints, step_of
+from spear.training.logs.metrics import read_jsonl
 
 pytestmark = pytest.mark.xdist_group("interruptions")
 HERE = Path(__file__).parent

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from spear.data.rng import generator
 from spear.errors import ConfigError
 from spear.pretrain.masking import MaskConfig, MaskSampler, sample_spans
+from spear.system.rng import generator
 
 
 def naive_spans(lens, prob, span, rng, min_spans):

@@ -10,20 +10,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_shards import make_clip, write_corpus, write_shards
 from test_pretrain_model import TEACHERS, small_student
 
 from spear.config import load_config, parse_config, to_dict, write_yaml
-from spear.data.augment import AugmentConfig
-from spear.data.clip_index import SourceConfig
-from spear.data.plan import BatchConfig
+from spear.data.index.clip_index import SourceConfig
+from spear.data.index.plan import BatchConfig
 from spear.errors import ConfigError, DataError, TokenError
 from spear.optim import OptimConfig
 from spear.pretrain import command
+from spear.pretrain.augment import AugmentConfig
 from spear.pretrain.command import PretrainConfig, run, write_results
 from spear.pretrain.losses import LossConfig
 from spear.pretrain.task import PretrainTask
 from spear.training import TrainConfig, load_weights
+from tests.pretrain.small_shards import make_clip, write_corpus, write_shards
 
 STEPS = 30
 

@@ -3,17 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from small_shards import CODEBOOKS, make_clip
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spear.data.collate import Collator, Example, StudentFrames, TokenLayout
-from spear.distributed import Ranks
 from spear.errors import ConfigError
+from spear.pretrain.collate import Collator, Example, StudentFrames, TokenLayout
 from spear.pretrain.losses import LossConfig
 from spear.pretrain.masking import MaskConfig, MaskSampler
 from spear.pretrain.model import PretrainModel, TeacherTarget, mask_features
-from spear.training.metrics import MetricSums
+from spear.system.distributed import Ranks
+from spear.training.logs.metrics import MetricSums
 from spear.zipformer import Zipformer, ZipformerConfig, set_schedule
+from tests.pretrain.small_shards import CODEBOOKS, make_clip
 
 TEACHERS = {
     "wavlm": TeacherTarget("speech", 4, 16, 50.0),

@@ -10,15 +10,15 @@ from dataclasses import replace
 import numpy as np
 import torch
 from lhotse import CutSet, Recording
-from small_shards import CODEBOOK_SIZE, CODEBOOKS, RATES_HZ, write_sidecar
 from test_pretrain_command import make_config
 
 from spear.audio import Fbank
-from spear.data import shard
-from spear.data.dataset import SourceConfig
-from spear.data.shards import ShardFolder
-from spear.data.tokens import ShardTokens, TokenTarWriter, token_tar_name
+from spear.data.corpus import shard
+from spear.data.formats.shards import ShardFolder
+from spear.data.formats.tokens import ShardTokens, TokenTarWriter, token_tar_name
+from spear.data.index.loader import SourceConfig
 from spear.pretrain.command import run
+from tests.pretrain.small_shards import CODEBOOK_SIZE, CODEBOOKS, RATES_HZ, write_sidecar
 
 
 def shard_files(paths, folder, domain):

@@ -6,23 +6,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small_shards import make_clip, write_shards
 from test_pretrain_command import make_config
 
-from spear.data import embed, extract, verify
-from spear.data.augment import AugmentConfig
-from spear.data.clip_index import ClipIndex, SourceConfig
-from spear.data.dataset import token_counts
-from spear.data.shards import ShardFolder
-from spear.data.verify_shard import check_tokens
+from spear.data.formats.shards import ShardFolder
+from spear.data.index.clip_index import ClipIndex, SourceConfig
+from spear.data.index.loader import token_counts
+from spear.data.tokens import embed, extract
+from spear.data.verify import command as verify
+from spear.data.verify.shard import check_tokens
 from spear.errors import TokenError
 from spear.mvq import KMeansQuantizer, load_quantizer
 from spear.mvq import command as train_quantizer
 from spear.mvq.command import TrainQuantizerConfig
+from spear.pretrain.augment import AugmentConfig
 from spear.pretrain.command import run
 from spear.pretrain.model import TeacherTarget
 from spear.pretrain.task import PretrainTask
 from spear.teachers import TeacherConfig
+from tests.pretrain.small_shards import make_clip, write_shards
 
 CODEBOOK_SIZE = 300
 

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from small_shards import make_clip, write_shards
 from test_pretrain_model import TEACHERS, small_student
 
 from spear.audio.resampling import resample
-from spear.data.clip_index import SourceConfig
-from spear.data.plan import BatchConfig
-from spear.data.shards import cuts_name, recording_name
-from spear.data.tars import PairTarWriter
+from spear.data.formats.shards import cuts_name, recording_name
+from spear.data.formats.tars import PairTarWriter
+from spear.data.index.clip_index import SourceConfig
+from spear.data.index.plan import BatchConfig
 from spear.pretrain.config import PretrainConfig
 from spear.pretrain.reading import make_loader, open_index, training_data
 from spear.training import TrainConfig
+from tests.pretrain.small_shards import make_clip, write_shards
 
 
 def make_config(folder):

@@ -54,7 +54,7 @@ def test_a_held_out_speaker_is_in_the_test_set_alone(digits_dir, tmp_path):
 
 
 def test_ids_are_those_of_prepare_below_subfolders(digits_dir, tmp_path):
-    from spear.data.prepare import PrepareConfig, run
+    from spear.data.corpus.prepare import PrepareConfig, run
 
     (digits_dir / "more" / "sub").mkdir(parents=True)
     rng = np.random.default_rng(0)

@@ -10,7 +10,7 @@ import sound_events
 import soundfile as sf
 
 from spear.audio import read_audio
-from spear.data.kaldi_text import read_ids, read_text, read_utt2spk
+from spear.data.formats.kaldi_text import read_ids, read_text, read_utt2spk
 
 MAX_BYTES = 6_000_000
 

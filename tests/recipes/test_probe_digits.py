@@ -5,9 +5,9 @@ import pytest
 import torch
 from digit_lists import find_digits
 
-from spear.hub.encoder import SpearEncoder
+from spear.encoders.encoder import SpearEncoder
 from spear.hub.export import write_model_folder
-from tests.hub.test_encoder import tiny_config
+from tests.encoders.test_encoder import tiny_config
 
 pytest.importorskip("sklearn")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from spear.config import parse_config
-from spear.data.extract import ExtractConfig
+from spear.data.tokens.extract import ExtractConfig
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PRELUDE = f"""

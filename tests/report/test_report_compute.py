@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 from run_folders import Page, process
 
-from spear import ledger
 from spear.report.compute import ledger_section, read_processes
-from spear.training.metrics import read_jsonl
+from spear.system import ledger
+from spear.training.logs.metrics import read_jsonl
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=timezone.utc)
 GPUS = {"gpu": "NVIDIA H200", "num_gpus": 8, "num_measured_gpus": 8}

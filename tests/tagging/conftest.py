@@ -9,7 +9,7 @@ import soundfile
 from lhotse import Recording
 from lhotse.shar import SharWriter
 
-from spear.data.plan import BatchConfig
+from spear.data.index.plan import BatchConfig
 from spear.finetune.spec_augment import SpecAugmentConfig
 from spear.optim import OptimConfig
 from spear.tagging.data import TaggingDataConfig

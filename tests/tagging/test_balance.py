@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from spear.data.plan import BatchConfig, BatchPlan
+from spear.data.index.plan import BatchConfig, BatchPlan
 from spear.errors import ConfigError
 from spear.tagging.balance import BalanceConfig, ClassMembers, balanced_table, quotas
 

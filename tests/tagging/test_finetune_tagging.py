@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 
 import spear
 from spear.config import load_config
-from spear.data.plan import BatchConfig
+from spear.data.index.plan import BatchConfig
+from spear.encoders.encoder import SpearEncoder
 from spear.errors import CheckpointError, ConfigError, MissingPackageError
 from spear.finetune.spec_augment import SpecAugmentConfig
-from spear.hub.encoder import SpearEncoder
 from spear.hub.export import write_model_folder
 from spear.tagging.balance import BalanceConfig
 from spear.tagging.data import TaggingData

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from spear.data.rng import generator
 from spear.errors import ConfigError
+from spear.system.rng import generator
 from spear.tagging.mixup import MixupConfig, mixup
 
 

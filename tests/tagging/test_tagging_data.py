@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from spear.audio import LOG_EPS, Fbank
-from spear.data.plan import BatchConfig
+from spear.data.index.plan import BatchConfig
 from spear.errors import ConfigError, DataError
 from spear.finetune.spec_augment import SpecAugmentConfig
 from spear.tagging.balance import BalanceConfig

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from spear.data.plan import BatchConfig
+from spear.data.index.plan import BatchConfig
 from spear.errors import CheckpointError
 from spear.tagging.data import TaggingData
 from spear.tagging.labels import Classes

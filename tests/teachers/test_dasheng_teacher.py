@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from spear.errors import CheckpointError
-from spear.files import sha256_of
+from spear.system.files import sha256_of
 from spear.teachers import load_teacher
 from spear.teachers.dasheng_frontend import PowerToDecibel, mel_filters
 from spear.teachers.dasheng_network import DashengSettings

@@ -9,12 +9,14 @@ import pytest
 import soundfile
 import torch
 
-from spear.data import extract, prepare, shard, verify
-from spear.data.extract import ExtractConfig
-from spear.data.prepare import PrepareConfig
-from spear.data.shard import ShardConfig
-from spear.data.shards import ShardFolder
-from spear.data.verify import VerifyConfig
+from spear.data.corpus import prepare, shard
+from spear.data.corpus.prepare import PrepareConfig
+from spear.data.corpus.shard import ShardConfig
+from spear.data.formats.shards import ShardFolder
+from spear.data.tokens import extract
+from spear.data.tokens.extract import ExtractConfig
+from spear.data.verify import command as verify
+from spear.data.verify.command import VerifyConfig
 from spear.errors import TokenError
 from spear.mvq import Quantizer
 from spear.teachers import TeacherConfig, load_teacher

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from spear.errors import CheckpointError
-from spear.files import sha256_of
+from spear.system.files import sha256_of
 from spear.teachers import load_teacher
 from spear.teachers.hf import _is_wavlm_large, normalize_waveforms
 

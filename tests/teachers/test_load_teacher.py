@@ -108,7 +108,7 @@ class FakeHub:
 def test_hub_ids_are_downloaded(make_spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = make_spec("wavlm")
     hub = FakeHub(Path(spec["path"]))
-    monkeypatch.setattr("spear.model_folder.require", lambda *args: hub)
+    monkeypatch.setattr("spear.system.model_folder.require", lambda *args: hub)
     teacher = load_teacher({"name": "wavlm", "path": "someone/wavlm"})
     assert teacher.identity()["path"] == "someone/wavlm"
     assert teacher.weights_sha256 == load_teacher(spec).weights_sha256
@@ -122,7 +122,7 @@ def test_pickles_are_fetched_only_where_safetensors_are_missing(
 ) -> None:
     (tmp_path / "config.json").write_text("{}")
     hub = FakeHub(tmp_path)
-    monkeypatch.setattr("spear.model_folder.require", lambda *args: hub)
+    monkeypatch.setattr("spear.system.model_folder.require", lambda *args: hub)
     with pytest.raises(CheckpointError, match="has no weights"):
         load_teacher({"name": "wavlm", "path": "someone/wavlm"})
     assert len(hub.asked) == 2 and "pytorch_model*.bin" in hub.asked[1]

@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from spear.files import sha256_of
+from spear.system.files import sha256_of
 from spear.teachers import Teacher, load_teacher
 
 pytest.importorskip("transformers")

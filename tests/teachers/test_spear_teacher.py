@@ -9,7 +9,7 @@ import torch
 
 import spear
 from spear.errors import CheckpointError
-from spear.files import sha256_of
+from spear.system.files import sha256_of
 from spear.teachers import load_teacher
 
 Spec = Callable[[str], dict[str, Any]]

@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from spear.training.checkpoint import (
+from spear.training.checkpoints.checkpoint import (
     AVERAGED,
     MODEL,
     checkpoint_path,
     load_optimizer,
     load_state,
 )
-from spear.training.metrics import read_jsonl
+from spear.training.logs.metrics import read_jsonl
 
 TIMED = ("speed/", "data/wait", "elapsed_s", "memory/")
 

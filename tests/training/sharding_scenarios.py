@@ -15,14 +15,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from spear.data.collate import PretrainBatch
-from spear.distributed import Ranks, join_ranks
 from spear.optim import OptimConfig, ScaledAdam, build_optimizer
+from spear.pretrain.collate import PretrainBatch
 from spear.pretrain.losses import LossConfig
 from spear.pretrain.model import PretrainModel, TeacherTarget
-from spear.training import checkpoint as checkpoints
-from spear.training.averaging import RunningAverage
-from spear.training.sharding import (
+from spear.system.distributed import Ranks, join_ranks
+from spear.training.checkpoints import checkpoint as checkpoints
+from spear.training.checkpoints.averaging import RunningAverage
+from spear.training.checkpoints.sharding import (
     finish_gradients,
     gather,
     gathered,

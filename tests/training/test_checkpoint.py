@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from spear.errors import CheckpointError
-from spear.training.averaging import RunningAverage
-from spear.training.checkpoint import (
+from spear.training.checkpoints.averaging import RunningAverage
+from spear.training.checkpoints.checkpoint import (
     AVERAGED,
     MODEL,
     CheckpointContent,
@@ -170,7 +170,7 @@ def test_a_full_disk_keeps_the_checkpoints_and_says_what_to_do(tmp_path, monkeyp
         error = RuntimeError if place == "torch.save" else OSError
         raise error("No space left on device")
 
-    monkeypatch.setattr(f"spear.training.checkpoint.{place}", full)
+    monkeypatch.setattr(f"spear.training.checkpoints.checkpoint.{place}", full)
     with pytest.raises(CheckpointError, match=r"No space left.*earlier checkpoints.*make room"):
         walk.save(6, RunningAverage(walk.model))
     assert newest_intact(tmp_path) == checkpoint_path(tmp_path, 4)

@@ -7,9 +7,9 @@ import time
 import pytest
 import torch
 
-from spear.distributed import Ranks
 from spear.errors import SpearError
-from spear.training.health import BadBatches, StopRequest
+from spear.system.distributed import Ranks
+from spear.training.health.health import BadBatches, StopRequest
 from spear.training.position import Position
 
 RANKS = Ranks(torch.device("cpu"))
@@ -43,7 +43,7 @@ def test_a_signal_becomes_a_request(number):
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_second_signal_ends_the_process_at_once(second, monkeypatch, capfd):
-    monkeypatch.setattr("spear.training.health.SAME_REQUEST_S", 0.0)
+    monkeypatch.setattr("spear.training.health.health.SAME_REQUEST_S", 0.0)
     child = os.fork()
     if child == 0:
         with StopRequest():

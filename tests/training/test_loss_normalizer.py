@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from spear.distributed import Ranks
 from spear.errors import SpearError
+from spear.system.distributed import Ranks
 from spear.training.loss import LossNormalizer
 from spear.training.task import LossTerm
 

@@ -3,10 +3,10 @@ import json
 import pytest
 import torch
 
-from spear.distributed import Ranks
 from spear.errors import MissingPackageError
-from spear.training import board
-from spear.training.metrics import (
+from spear.system.distributed import Ranks
+from spear.training.logs import board
+from spear.training.logs.metrics import (
     MetricSums,
     MetricWriter,
     describe_values,

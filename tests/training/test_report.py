@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
+from spear.training.logs.report import write_report
 from spear.training.position import Position
-from spear.training.report import write_report
 
 
 def _report(folder: Path, records: list[dict[str, object]]) -> str:

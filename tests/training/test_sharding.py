@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from sharding_scenarios import SHAPES, make_model
 from torch import nn
 
-from spear.distributed import Ranks
 from spear.errors import CheckpointError, ConfigError
-from spear.training import checkpoint as checkpoints
-from spear.training.sharding import (
+from spear.system.distributed import Ranks
+from spear.training.checkpoints import checkpoint as checkpoints
+from spear.training.checkpoints.sharding import (
     finish_gradients,
     gather,
     gathered,

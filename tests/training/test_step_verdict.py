@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spear.distributed import Ranks
 from spear.errors import SpearError
-from spear.training.health import BadBatches
+from spear.system.distributed import Ranks
+from spear.training.health.health import BadBatches
+from spear.training.health.step_verdict import MIN_LOSSES, WINDOW, SpikeFinder, Verdicts
 from spear.training.position import Position
-from spear.training.step_verdict import MIN_LOSSES, WINDOW, SpikeFinder, Verdicts
 
 RANKS = Ranks(torch.device("cpu"))
 NAN, INF = float("nan"), float("inf")

@@ -10,9 +10,14 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from toy_task import ToyTask, config_for, global_batch
 
 from spear.errors import CheckpointError, ConfigError, SpearError
-from spear.files import partial_name
+from spear.system.files import partial_name
 from spear.training import LossTerm, StepOutput, load_weights, train
-from spear.training.checkpoint import checkpoint_path, list_checkpoints, load_state, step_of
+from spear.training.checkpoints.checkpoint import (
+    checkpoint_path,
+    list_checkpoints,
+    load_state,
+    step_of,
+)
 from spear.training.trainer import Trainer
 
 

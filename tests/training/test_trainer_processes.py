@@ -19,8 +19,8 @@ from toy_task import ToyTask, config_for
 
 from spear.errors import ConfigError
 from spear.training import load_weights, train
-from spear.training.checkpoint import checkpoint_path, load_state
-from spear.training.metrics import read_jsonl
+from spear.training.checkpoints.checkpoint import checkpoint_path, load_state
+from spear.training.logs.metrics import read_jsonl
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.xdist_group("two_processes")  # one start of torchrun for all

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from spear.distributed import Ranks, join_ranks
 from spear.errors import CheckpointError, ConfigError
+from spear.system.distributed import Ranks, join_ranks
 from spear.training import Position, TrainConfig
-from spear.training.averaging import RunningAverage, mean_between
-from spear.training.clock import Clock, Interval, format_duration
-from spear.training.differences import describe_differences
+from spear.training.checkpoints.averaging import RunningAverage, mean_between
+from spear.training.checkpoints.differences import describe_differences
+from spear.training.logs.clock import Clock, Interval, format_duration
 from spear.training.validation import evaluating
 
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from spear.training.watchdog import EXIT_HANG, Watchdog
+from spear.training.health.watchdog import EXIT_HANG, Watchdog
 
 
 def in_child(work):
@@ -63,7 +63,7 @@ def test_it_can_be_turned_off(tmp_path, limit_s):
 
 def test_code_that_never_lets_go_of_the_interpreter_is_ended_too(tmp_path, monkeypatch):
     """A thread of Python cannot run then; that of faulthandler can."""
-    monkeypatch.setattr("spear.training.watchdog._GRACE_S", 0.2)
+    monkeypatch.setattr("spear.training.health.watchdog._GRACE_S", 0.2)
 
     def hang():
         sys.setswitchinterval(1000.0)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from toy_task import ToyTask, config_for
 
 from spear.errors import SpearError
-from spear.progress import setup_logging
+from spear.system.progress import setup_logging
 from spear.training import train
 
 PLAIN = {"freeze_steps": 4}

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from spear.optim import OptimConfig
-from spear.progress import setup_logging
+from spear.system.progress import setup_logging
 from spear.training import LossTerm, Metric, Position, StepOutput, TrainConfig, train
 
 DIM = 6

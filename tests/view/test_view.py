@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from spear.audio import Fbank
+from spear.encoders.encoder import SpearEncoder
 from spear.errors import AudioError, CheckpointError, ConfigError, MissingPackageError
-from spear.hub.encoder import SpearEncoder
 from spear.hub.token_heads import TokenHeads, load_token_heads, write_token_heads
 from spear.view.command import ViewConfig, look, run
 from spear.view.numbers import layer_colours, pooling_step, principal_scores, similarity

@@ -9,11 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spear.zipformer import activations, attention_scores, depthwise, recompute
-from spear.zipformer.activations import SWOOSH_L, SWOOSH_R, SwooshShape, swoosh, swoosh_backward
-from spear.zipformer.attention_scores import Projections, attention_weights
 from spear.zipformer.frames import Frames
-from spear.zipformer.recompute import recomputed
+from spear.zipformer.modules import activations, attention_scores, depthwise, recompute
+from spear.zipformer.modules.activations import (
+    SWOOSH_L,
+    SWOOSH_R,
+    SwooshShape,
+    swoosh,
+    swoosh_backward,
+)
+from spear.zipformer.modules.attention_scores import Projections, attention_weights
+from spear.zipformer.modules.recompute import recomputed
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +75,7 @@ def test_swoosh_hides_no_broken_number() -> None:
 
 def test_compiled_loops_give_the_same_bits_with_any_number_of_threads() -> None:
     pytest.importorskip("numba")
-    from spear.zipformer import depthwise_loops, swoosh_loops
+    from spear.zipformer.modules import depthwise_loops, swoosh_loops
 
     x, grad = torch.randn(3, 41, 20, 48), torch.randn(3, 37, 18, 48)
     threads, results = torch.get_num_threads(), []

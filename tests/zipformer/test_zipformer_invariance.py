@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from spear.zipformer.attention import AttentionWeights, SelfAttention
 from spear.zipformer.config import ZipformerConfig
-from spear.zipformer.convolution import ConvolutionModule
 from spear.zipformer.frames import Frames
 from spear.zipformer.layer import LayerShape, ZipformerLayer
-from spear.zipformer.positions import RelativePositions
-from spear.zipformer.resampling import Downsample
+from spear.zipformer.modules.attention import AttentionWeights, SelfAttention
+from spear.zipformer.modules.convolution import ConvolutionModule
+from spear.zipformer.modules.positions import RelativePositions
+from spear.zipformer.modules.resampling import Downsample
 from spear.zipformer.subsampling import Conv2dSubsampling
 
 DIM = 12

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from spear.zipformer.activations import (
+from spear.zipformer.frames import Frames
+from spear.zipformer.layer import LayerShape, ZipformerLayer
+from spear.zipformer.modules.activations import (
     SWOOSH_L,
     SWOOSH_R,
     Swoosh,
@@ -15,16 +17,18 @@ from spear.zipformer.activations import (
     shared_dropout_mask,
     swoosh,
 )
-from spear.zipformer.attention import AttentionWeights, NonlinAttention, SelfAttention
-from spear.zipformer.bypass import Bypass, add_branch, draw_kept
-from spear.zipformer.causal_convolution import ChunkCausalDepthwiseConv1d
-from spear.zipformer.convolution import DepthwiseConv1d
-from spear.zipformer.frames import Frames
-from spear.zipformer.initialization import scaled_linear
-from spear.zipformer.layer import LayerShape, ZipformerLayer
-from spear.zipformer.norm import BiasNorm
-from spear.zipformer.positions import RelativePositions, encode_offsets, relative_to_absolute
-from spear.zipformer.resampling import Downsample, match_channels, upsample, widest
+from spear.zipformer.modules.attention import AttentionWeights, NonlinAttention, SelfAttention
+from spear.zipformer.modules.bypass import Bypass, add_branch, draw_kept
+from spear.zipformer.modules.causal_convolution import ChunkCausalDepthwiseConv1d
+from spear.zipformer.modules.convolution import DepthwiseConv1d
+from spear.zipformer.modules.initialization import scaled_linear
+from spear.zipformer.modules.norm import BiasNorm
+from spear.zipformer.modules.positions import (
+    RelativePositions,
+    encode_offsets,
+    relative_to_absolute,
+)
+from spear.zipformer.modules.resampling import Downsample, match_channels, upsample, widest
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from spear.zipformer import regularizers
-from spear.zipformer.gradients import ScaleGrad, _LimitValue, limit_value
-from spear.zipformer.regularizers import (
+from spear.zipformer.modules import regularizers
+from spear.zipformer.modules.gradients import ScaleGrad, _LimitValue, limit_value
+from spear.zipformer.modules.regularizers import (
     Balancer,
     BalancerLimits,
     Covariance,

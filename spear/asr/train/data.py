@@ -1,0 +1,358 @@
+"""Batches for speech recognition: shards with transcripts in, fbank and token ids out.
+
+`AsrData` reads shard folders whose cuts have transcripts, asks `BatchPlan` which clips form which
+batch, and lets workers read, perturb, compute features and augment. What is in a batch depends on
+(seed, epoch, step, rank, world size, data) alone: every clip has its own generator, so neither the
+number of workers nor a restart changes a value.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+
+from spear.asr.tokenizer import Tokenizer
+from spear.asr.train.augment import check_speeds, perturb_speed
+from spear.asr.train.consistency import ConsistencyConfig
+from spear.asr.train.noise import NoiseConfig, open_noise
+from spear.audio import LOG_EPS, Fbank
+from spear.data.formats.shards import ShardFolder
+from spear.data.index.clip_table import ClipTable
+from spear.data.index.folder_index import AUDIO, fingerprints
+from spear.data.index.loader import BatchLoader, Place
+from spear.data.index.plan import BatchConfig, BatchPlan
+from spear.errors import DataError, SpearError
+from spear.finetune.spec_augment import SpecAugment, SpecAugmentConfig
+from spear.system.progress import get_logger
+from spear.system.rng import generator
+
+logger = get_logger(__name__)
+
+SAMPLE_RATE_HZ = 16000
+
+
+@dataclass
+class AsrDataConfig:
+    """Which recordings to train and validate on, and how they are read."""
+
+    train: list[str] = field(default_factory=list)
+    """Shard folders with transcripts to train on."""
+    valid: list[str] = field(default_factory=list)
+    """Shard folders with transcripts for loss and word error rate during training; may be empty."""
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    """How training clips are put into batches; validation uses `max_duration_s` of it only."""
+    skip_untranscribed: bool = False
+    """Whether cuts without a transcript are counted and left out; otherwise they are an error."""
+    speeds: tuple[float, ...] = (1.0,)
+    """Speeds at which training clips are played, one drawn per clip and epoch; (0.9, 1.0, 1.1) is
+    Kaldi's choice."""
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    """Recorded noise under the training clips."""
+    specaugment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
+    """Masks and warping of the training features."""
+    consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
+    """Consistency-regularised CTC: every training clip comes in two differently masked copies."""
+    num_workers: int = 2
+    """Processes per rank that read and augment; 0 does it in the training process."""
+
+    def __post_init__(self) -> None:
+        """Refuses values outside their ranges."""
+        self.speeds = tuple(self.speeds)
+        check_speeds(self.speeds)
+
+
+@dataclass
+class AsrBatch:
+    """One rank's batch.
+
+    Where clips come in two copies, row B / 2 + i is the other copy of row i.
+
+    Attributes:
+        ids: B cut ids.
+        audio_s: Seconds of audio in it, without padding; copies count once.
+        fbank: (B, T, M) float32 log-mel, `LOG_EPS` beyond the lengths.
+        fbank_lens: (B,) int64, valid fbank frames.
+        tokens: (B, L) int64 token ids, 0 beyond the lengths.
+        token_lens: (B,) int64, labels of each utterance.
+        texts: B transcripts as the data has them.
+        num_copies: Rows of each clip, 1 or 2.
+    """
+
+    ids: list[str]
+    audio_s: float
+    fbank: Tensor
+    fbank_lens: Tensor
+    tokens: Tensor
+    token_lens: Tensor
+    texts: list[str]
+    num_copies: int = 1
+
+    def to(self, device: torch.device) -> "AsrBatch":
+        """Returns the batch with its tensors on `device`."""
+        moved = {
+            name: getattr(self, name).to(device, non_blocking=True)
+            for name in ("fbank", "fbank_lens", "tokens", "token_lens")
+        }
+        return dataclasses.replace(self, **moved)
+
+    def pin_memory(self) -> "AsrBatch":
+        """Returns the batch in page-locked memory, from where copies to a GPU do not block."""
+        pinned = {
+            name: getattr(self, name).pin_memory()
+            for name in ("fbank", "fbank_lens", "tokens", "token_lens")
+        }
+        return dataclasses.replace(self, **pinned)
+
+
+class TranscribedCuts:
+    """The cuts of several shard folders as one numbered list.
+
+    Args:
+        folders: Paths of shard folders.
+        purpose: What they are for, for messages, e.g. "training".
+        skip_untranscribed: Whether cuts without transcript are left out instead of an error.
+
+    Attributes:
+        cuts: (folder, cut) of every clip number.
+        infos: What is known of each clip without reading it.
+        texts: Their transcripts; an empty one is a transcript too.
+
+    Raises:
+        DataError: A folder is missing or broken, there is no cut, or one has no transcript.
+    """
+
+    def __init__(
+        self, folders: Sequence[str], purpose: str, skip_untranscribed: bool = False
+    ) -> None:
+        if not folders:
+            raise DataError(f"no {purpose} data: name shard folders in data.{purpose}")
+        found = [(folder, info) for folder in map(ShardFolder, folders) for info in folder.infos]
+        without = [(folder, info) for folder, info in found if info.text is None]
+        if without and not skip_untranscribed:
+            folder, info = without[0]
+            raise DataError(
+                f"{folder.path}: {len(without)} of {len(found)} cuts have no transcript, e.g. "
+                f"{info.id!r}; give `spear prepare` their text, or set skip_untranscribed"
+            )
+        if without:
+            logger.warning("left out %d %s cuts without transcript", len(without), purpose)
+        self.cuts = [(folder, info) for folder, info in found if info.text is not None]
+        self.infos = [info for _, info in self.cuts]
+        self.texts = [info.text or "" for info in self.infos]
+        if not self.cuts:
+            raise DataError(f"{', '.join(map(str, folders))}: no cut with a transcript")
+
+    def __len__(self) -> int:
+        """Returns the number of clips."""
+        return len(self.cuts)
+
+    @property
+    def durations(self) -> list[float]:
+        """Seconds of each clip."""
+        return [info.duration_s for info in self.infos]
+
+    def audio(self, number: int) -> np.ndarray:
+        """Reads a clip: (S,) float32 at 16 kHz."""
+        folder, info = self.cuts[number]
+        return folder.audio(info)
+
+
+class Augmentation:
+    """All that happens to a training clip, from its samples to its copies.
+
+    Args:
+        config: What to do.
+    """
+
+    def __init__(self, config: AsrDataConfig) -> None:
+        self.speeds = config.speeds
+        self.noise = open_noise(config.noise)
+        self.num_copies = config.consistency.num_copies
+        self.specaugment = SpecAugment(config.consistency.scale_masks(config.specaugment))
+
+    def samples(self, audio: np.ndarray, name: str, rng: np.random.Generator) -> np.ndarray:
+        """Changes the speed of (S,) float32 samples and adds noise."""
+        audio = perturb_speed(audio, self.speeds, rng)
+        return audio if self.noise is None else self.noise(audio, name, rng)
+
+    def features(self, fbank: Tensor, rng: np.random.Generator) -> list[Tensor]:
+        """Masks features (T, M), once for each copy."""
+        return self.specaugment.copies(fbank, self.num_copies, rng)
+
+
+class AsrDataset(Dataset[AsrBatch | SpearError]):
+    """Makes batches; item (place, clip numbers) is a whole batch, as `BatchLoader` asks for it.
+
+    Args:
+        cuts: What the clip numbers mean.
+        tokenizer: Turns transcripts into labels.
+        num_mel_bins: M, size of an fbank frame.
+        seed: The run's seed.
+        augment: Where speeds, noise, masks and copies come from; None leaves clips as they are.
+    """
+
+    def __init__(
+        self,
+        cuts: TranscribedCuts,
+        *,
+        tokenizer: Tokenizer,
+        num_mel_bins: int,
+        seed: int,
+        augment: AsrDataConfig | None = None,
+    ) -> None:
+        self.cuts = cuts
+        self.tokens = [tokenizer.encode(text) for text in cuts.texts]
+        self.fbank = Fbank(num_mel_bins=num_mel_bins)
+        self.seed = seed
+        self.augment = None if augment is None else Augmentation(augment)
+
+    def __getitem__(self, item: tuple[Place, Sequence[int]]) -> AsrBatch | SpearError:
+        """Returns a batch, or the user's error in it.
+
+        A worker would wrap a traceback around a raised error; a returned one crosses as it is.
+        """
+        place, numbers = item
+        try:
+            return self.batch(place.epoch, numbers)
+        except SpearError as error:
+            return error
+
+    def batch(self, epoch: int, numbers: Sequence[int]) -> AsrBatch:
+        """Reads, augments and collates clips; a clip's augmentation is drawn anew every epoch."""
+        num_copies = 1 if self.augment is None else self.augment.num_copies
+        num_samples, copies = 0, []
+        for number in numbers:
+            samples, features = self._clip(number, generator(self.seed, "asr", epoch, number))
+            num_samples += len(samples)
+            copies.append(features)
+        rows = [features for one in zip(*copies, strict=True) for features in one]
+        numbers = [*numbers] * num_copies
+        tokens = [torch.tensor(self.tokens[number], dtype=torch.int64) for number in numbers]
+        return AsrBatch(
+            ids=[self.cuts.infos[number].id for number in numbers],
+            audio_s=num_samples / SAMPLE_RATE_HZ,
+            fbank=pad_sequence(rows, batch_first=True, padding_value=LOG_EPS),
+            fbank_lens=torch.tensor([len(fbank) for fbank in rows]),
+            tokens=pad_sequence(tokens, batch_first=True),
+            token_lens=torch.tensor([len(labels) for labels in tokens]),
+            texts=[self.cuts.texts[number] for number in numbers],
+            num_copies=num_copies,
+        )
+
+    def _clip(self, number: int, rng: np.random.Generator) -> tuple[np.ndarray, list[Tensor]]:
+        """Returns the samples (S,) of a clip as heard, and its copies, each (T, M)."""
+        samples = self.cuts.audio(number)
+        if self.augment is None:
+            return samples, [self._fbank(samples)]
+        samples = self.augment.samples(samples, self.cuts.infos[number].id, rng)
+        return samples, self.augment.features(self._fbank(samples), rng)
+
+    def _fbank(self, samples: np.ndarray) -> Tensor:
+        """(S,) float32 -> (T, M)."""
+        audio = torch.from_numpy(np.ascontiguousarray(samples)).unsqueeze(0)
+        fbank: Tensor = self.fbank(audio, torch.tensor([len(samples)]))[0][0]
+        return fbank
+
+
+class AsrData:
+    """Training and validation batches of a run.
+
+    Args:
+        config: What to read and how.
+        train: Training cuts (they were read before, to train the tokenizer).
+        tokenizer: Turns transcripts into labels.
+        num_mel_bins: M, size of an fbank frame.
+        seed: The run's seed.
+        pin: Whether batches are put into page-locked memory, for a GPU.
+    """
+
+    def __init__(
+        self,
+        config: AsrDataConfig,
+        train: TranscribedCuts,
+        *,
+        tokenizer: Tokenizer,
+        num_mel_bins: int,
+        seed: int,
+        pin: bool = False,
+    ) -> None:
+        def loader(
+            cuts: TranscribedCuts, batch: BatchConfig, augment: AsrDataConfig | None
+        ) -> BatchLoader[AsrBatch]:
+            dataset = AsrDataset(
+                cuts,
+                tokenizer=tokenizer,
+                num_mel_bins=num_mel_bins,
+                seed=seed,
+                augment=augment,
+            )
+            plan = BatchPlan(ClipTable.of(cuts.durations), seed, batch)
+            return BatchLoader(dataset, plan, config.num_workers, pin)
+
+        self.config = config
+        self.seed = seed
+        self._train = loader(train, _room_for_augmentation(config), config)
+        self._valid: BatchLoader[AsrBatch] | None = None
+        if config.valid:
+            valid = TranscribedCuts(config.valid, "valid", config.skip_untranscribed)
+            self._valid = loader(valid, _everything(config.batch), None)
+
+    def longest_batch(self, epoch: int, num_shares: int) -> AsrBatch:
+        """Makes the training batch of an epoch that is largest with its padding."""
+        return self._train.longest(epoch, num_shares)
+
+    def identity(self) -> dict[str, Any]:
+        """Returns, as JSON, what decides which training batches come and what is in them."""
+        config = self.config
+        return {
+            "sources": [fingerprints(Path(folder))[AUDIO] for folder in config.train],
+            "batch": dataclasses.asdict(config.batch),
+            "speeds": list(config.speeds),
+            "noise": _noise_identity(config.noise),
+            "consistency": dataclasses.asdict(config.consistency),
+            "specaugment": dataclasses.asdict(config.specaugment),
+            "skip_untranscribed": config.skip_untranscribed,
+            "seed": self.seed,
+        }
+
+    def steps_in_epoch(self, epoch: int, num_shares: int) -> int:
+        """Returns the number of training steps of an epoch, equal on all ranks."""
+        return self._train.plan.steps(epoch, num_shares)
+
+    def train_batches(
+        self, epoch: int, start_step: int, shares: range, num_shares: int
+    ) -> Iterator[AsrBatch]:
+        """Yields this rank's augmented batches of an epoch from step `start_step` on."""
+        return self._train.train(epoch, start_step, shares, num_shares)
+
+    def valid_batches(self, rank: int, world_size: int) -> Iterator[AsrBatch]:
+        """Yields this rank's share of the validation clips, each once, not augmented."""
+        if self._valid is None:
+            return iter(())
+        return self._valid.share(rank, world_size)
+
+
+def _noise_identity(config: NoiseConfig) -> dict[str, Any]:
+    """Returns what decides the noise: the recordings, not where they lie."""
+    sources = [fingerprints(Path(folder))[AUDIO] for folder in config.shards]
+    return {**dataclasses.asdict(config), "shards": sources}
+
+
+def _room_for_augmentation(config: AsrDataConfig) -> BatchConfig:
+    """Lowers a batch's limit so that it holds with all copies at the slowest speed."""
+    limit = config.batch.max_duration_s * min(1.0, *config.speeds) / config.consistency.num_copies
+    return dataclasses.replace(config.batch, max_duration_s=limit)
+
+
+def _everything(batch: BatchConfig) -> BatchConfig:
+    """Validation leaves out no clip, however short or long, and pads as little as possible."""
+    longest = batch.max_duration_s
+    return BatchConfig(longest, min_clip_s=0.0, max_clip_s=math.inf, duration_jitter=0.0)

@@ -1,0 +1,123 @@
+"""Recordings that a user names: where they are, what their features are called, their samples."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from spear.audio import read_audio
+from spear.audio.checks import check_samples
+from spear.data.corpus.scan import AUDIO_SUFFIXES, scan_recordings
+from spear.errors import AudioError, ConfigError, DataError
+from spear.system.progress import get_logger
+
+log = get_logger(__name__)
+
+
+def find_recordings(files: Sequence[str]) -> dict[str, Path]:
+    """Finds recordings and names their features.
+
+    Args:
+        files: Recordings of any suffix, and folders in which recordings are looked for.
+
+    Returns:
+        Path by name, in the order given.
+
+    Raises:
+        ConfigError: There are no files.
+        DataError: A path does not exist, a folder has no recordings, or two have one name.
+    """
+    if not files:
+        raise ConfigError("no files: name recordings, or folders of them")
+    found: dict[str, Path] = {}
+    for given in map(Path, files):
+        if not given.exists():
+            raise DataError(f"{given}: no such file or folder of recordings")
+        for path in _in_folder(given) if given.is_dir() else [given]:
+            name = feature_name(path)
+            other = found.setdefault(name, path)
+            if other != path and not other.samefile(path):
+                raise DataError(f"{path}: its features are called {name}, as are those of {other}")
+    return found
+
+
+def _in_folder(folder: Path) -> Iterable[Path]:
+    found = scan_recordings(folder)
+    for _, _, error in found.refused:
+        log.warning("left out: %s", error)
+    return found.files.values()
+
+
+def feature_name(path: Path) -> str:
+    """Returns what the features of a recording are called, with slashes.
+
+    It is the path as it was given, without the suffix and without the slash at its beginning; a
+    path that begins with `..` is made absolute first.
+    """
+    path = Path(os.path.normpath(path))
+    if path.parts[0] == os.pardir:
+        path = Path(os.path.abspath(path))
+    if path.suffix.lower() in AUDIO_SUFFIXES:
+        path = path.with_suffix("")
+    return path.relative_to(path.anchor).as_posix()
+
+
+class Recordings(Dataset[np.ndarray | AudioError]):
+    """Recordings, read when asked for.
+
+    Args:
+        paths: Where they are.
+    """
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self.paths = list(paths)
+
+    def __len__(self) -> int:
+        """Returns the number of recordings."""
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> np.ndarray | AudioError:
+        """Returns (S,) float32 at 16 kHz, or what is wrong with the recording."""
+        try:
+            return read_recording(self.paths[index])
+        except AudioError as error:
+            return error
+
+
+def read_recording(path: Path) -> np.ndarray:
+    """Reads a whole recording as an encoder takes it.
+
+    Returns:
+        (S,) float32 at 16 kHz, channels averaged.
+
+    Raises:
+        AudioError: It cannot be read, or its samples are unusable.
+    """
+    waveform = read_audio(path)
+    try:
+        check_samples(torch.from_numpy(waveform))
+    except AudioError as error:
+        raise AudioError(f"{path}: {error}") from None
+    return waveform
+
+
+def read_all(
+    recordings: Mapping[str, Path], num_workers: int = 0
+) -> Iterator[tuple[str, np.ndarray | AudioError]]:
+    """Yields every recording by name, (S,) float32 at 16 kHz, or what is wrong with it."""
+    loader: DataLoader[Any] = DataLoader(
+        Recordings(recordings.values()),
+        batch_size=None,
+        num_workers=min(num_workers, len(recordings)),
+        collate_fn=_as_it_is,
+        generator=torch.Generator(),  # the global one is not ours to draw from
+    )
+    return zip(recordings, loader, strict=True)
+
+
+def _as_it_is(item: Any) -> Any:
+    return item

@@ -1,0 +1,164 @@
+"""All clips of a run under one numbering: several shard folders, each through its index.
+
+Checks at opening that every folder has the tokens that its clips need and that they are of the
+teachers, quantisers and shapes that the run asks for; then reads single clips by number.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spear.data.formats.tokens import Tokens, TokenSidecar, sidecar_name
+from spear.data.index.clip_table import ClipTable
+from spear.data.index.command import ensure_index
+from spear.data.index.folder_index import FolderIndex
+from spear.errors import ConfigError, TokenError
+from spear.pretrain.collate import Example
+
+
+@dataclass
+class SourceConfig:
+    """A shard folder and how often its clips come."""
+
+    path: str
+    """Shard folder, with the tokens that the run asks for."""
+
+    weight: float = 1.0
+    """Times that each clip comes per epoch, on average: 2 is twice, 0.5 in every other epoch."""
+
+
+class ClipIndex:
+    """All clips of several shard folders under one numbering.
+
+    Args:
+        sources: The folders; those without an index get one.
+        required: Domain ("speech" or "audio") -> teachers whose tokens a clip of it must have.
+        expected: Teacher -> what its sidecars must say, by `TokenSidecar`'s field names.
+
+    Attributes:
+        folders: The indexes of the folders.
+        table: Lengths, shards and weights, as `BatchPlan` takes them.
+        is_audio: (n,) bool.
+
+    Raises:
+        ConfigError: There is no source.
+        DataError: A folder is missing or broken.
+        TokenError: Tokens are missing, or of another teacher, quantiser or shape.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[SourceConfig],
+        required: Mapping[str, Sequence[str]],
+        expected: Mapping[str, Mapping[str, Any]],
+    ) -> None:
+        if not sources:
+            raise ConfigError("no shard folder is given: name at least one source with a path")
+        self.required = {domain: tuple(teachers) for domain, teachers in required.items()}
+        self.folders = [ensure_index(source.path) for source in sources]
+        sizes = [len(folder) for folder in self.folders]
+        self._first = np.concatenate([[0], np.cumsum(sizes)])
+        self.is_audio = _joined([folder.is_audio for folder in self.folders]).astype(np.bool_)
+        self.table = self._table([source.weight for source in sources])
+        self._check_tokens(expected)
+
+    def __len__(self) -> int:
+        """Returns the number of clips."""
+        return int(self._first[-1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Workers read clips; the plan is made elsewhere.
+        return {name: value for name, value in vars(self).items() if name != "table"}
+
+    def place(self, number: int) -> tuple[FolderIndex, int]:
+        """Returns the folder of a clip and its number there."""
+        position = int(np.searchsorted(self._first, number, side="right")) - 1
+        return self.folders[position], number - int(self._first[position])
+
+    def id(self, number: int) -> str:
+        """Reads the id of a clip."""
+        folder, row = self.place(number)
+        return folder.id(row)
+
+    def duration_s(self, numbers: Sequence[int]) -> float:
+        """Returns the seconds of clips together."""
+        return sum(folder.duration_s(row) for folder, row in map(self.place, numbers))
+
+    def audio(self, number: int) -> NDArray[np.float32]:
+        """Reads the (S,) float32 audio of a clip."""
+        folder, row = self.place(number)
+        return folder.audio(row)[1]
+
+    def tokens(self, number: int, teacher: str) -> Tokens:
+        """Reads the (T', N) tokens of a clip, uint8 or uint16."""
+        folder, row = self.place(number)
+        return folder.tokens(row, teacher)
+
+    def example(self, number: int) -> Example:
+        """Reads a clip with the tokens that its domain requires."""
+        folder, row = self.place(number)
+        cut_id, audio = folder.audio(row)
+        teachers = self.required["audio" if self.is_audio[number] else "speech"]
+        tokens = {teacher: folder.tokens(row, teacher) for teacher in teachers}
+        return Example(cut_id, audio, bool(self.is_audio[number]), tokens)
+
+    def with_tokens(self, teacher: str) -> NDArray[np.int64]:
+        """Returns the numbers of the clips that come with a teacher's tokens."""
+        in_audio, in_speech = (teacher in self.required[name] for name in ("audio", "speech"))
+        if in_audio and in_speech:
+            return np.arange(len(self))
+        return np.flatnonzero(self.is_audio if in_audio else ~self.is_audio & in_speech)
+
+    def shared_with(self, other: "ClipIndex") -> NDArray[np.int64]:
+        """Returns the numbers of the clips whose ids `other` has too."""
+        theirs = np.unique(np.concatenate([folder.hashes for folder in other.folders]))
+        shared = [
+            np.flatnonzero(np.isin(folder.hashes, theirs)) + first
+            for folder, first in zip(self.folders, self._first[:-1], strict=True)
+        ]
+        return np.concatenate(shared)
+
+    def _table(self, weights: Sequence[float]) -> ClipTable:
+        shards = [folder.first[:-1] for folder in self.folders]
+        starts = [own + first for own, first in zip(shards, self._first[:-1], strict=True)]
+        return ClipTable(
+            num_samples=_joined([folder.num_samples for folder in self.folders]),
+            first=np.concatenate([*starts, self._first[-1:]]),
+            source=np.repeat(np.arange(len(shards)), [len(one) for one in shards]),
+            weights=np.asarray(weights, np.float64),
+            fingerprint="/".join(folder.fingerprint for folder in self.folders),
+        )
+
+    def _check_tokens(self, expected: Mapping[str, Mapping[str, Any]]) -> None:
+        """Compares every folder's sidecars with what the run expects, and with each other."""
+        first: dict[str, tuple[FolderIndex, TokenSidecar]] = {}
+        for folder in self.folders:
+            domains = {"audio" if kind else "speech" for kind in np.unique(folder.is_audio)}
+            for teacher in sorted({one for domain in domains for one in self.required[domain]}):
+                sidecar = _sidecar(folder, teacher)
+                sidecar.check(folder.path, teacher=teacher, **expected.get(teacher, {}))
+                other_folder, other = first.setdefault(teacher, (folder, sidecar))
+                if differing := sidecar.differences(other):
+                    raise TokenError(
+                        f"{folder.path}: tokens of {teacher!r} differ from those in "
+                        f"{other_folder.path} in {', '.join(differing)}; extract one of them again"
+                    )
+
+
+def _joined(columns: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """One column of several; a single one stays memory-mapped."""
+    return columns[0] if len(columns) == 1 else np.concatenate(columns)
+
+
+def _sidecar(folder: FolderIndex, teacher: str) -> TokenSidecar:
+    if teacher not in folder.teachers:
+        has = ", ".join(folder.teachers) or "none"
+        raise TokenError(
+            f"{folder.path}: no tokens of teacher {teacher!r} (there: {has}), which its clips "
+            f"need; first run: spear extract-tokens --shards+ {folder.path} "
+            f"--teacher.name {teacher} --teacher.path MODEL --quantizer QUANTIZER_FILE"
+        )
+    return TokenSidecar.load(folder.path / sidecar_name(teacher))

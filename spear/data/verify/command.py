@@ -1,0 +1,282 @@
+"""`spear verify`: recomputes everything that shard folders promise, and fails loudly.
+
+Takes shard folders; every shard is verified by itself (`spear.data.verify.shard`), in several
+processes or by several jobs on several machines, and the findings are put together: ids that are
+in two shards, shards that are missing, sidecars that do not fit their quantiser, codebooks of which
+next to nothing is used. With `recheck` the tokens of some cuts are extracted anew
+(`spear.data.verify.recheck`). It prints a table, writes `verify.md` and `verify.png` into each
+folder, and raises an error that names every problem with its shard and cut.
+
+While it runs, each shard leaves its findings in a small file; a run that was killed goes on from
+these, and so does the run that puts the work of jobs together. They are gone when it ends.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spear.data.formats.records import PartRecords
+from spear.data.formats.shards import ShardFolder, find_shard_ids, load_record
+from spear.data.formats.tokens import TokenSidecar, find_teachers, sidecar_name
+from spear.data.verify.findings import Count, ShardFindings
+from spear.data.verify.report import FolderReport, make_table, write_report
+from spear.data.verify.shard import ShardJob, verify_shard
+from spear.data.verify.whole import check_usage, compare_shards, find_doubled
+from spear.errors import ConfigError, DataError, SpearError, TokenError
+from spear.system import ledger
+from spear.system.device import choose_device
+from spear.system.parallel import in_processes
+from spear.system.progress import get_logger, progress
+
+log = get_logger(__name__)
+
+MAX_SHOWN = 20
+"""Problems in the error's message; the report has all."""
+_KEEP_S = 7 * 86400.0
+"""How long findings of an unfinished run count: what was read long ago may have rotted since."""
+
+
+@dataclass
+class VerifyConfig:
+    """What to verify."""
+
+    shards: list[str] = field(default_factory=list)
+    """Shard folders."""
+    teachers: list[str] = field(default_factory=list)
+    """Names of the teachers whose tokens must be there; empty takes all that are."""
+    quantizers: dict[str, str] = field(default_factory=dict)
+    """Quantiser file by teacher: the tokens must come from exactly this file."""
+    audio: bool = True
+    """Whether to decode every clip, besides checking its file's checksum."""
+    min_entropy: float = 0.2
+    """Least entropy of a codebook's tokens in a folder, as a share (0 to 1) of the greatest that so
+    many frames and codes can have; folders of fewer than 1,000 frames are not judged."""
+    recheck: int = 0
+    """Cuts of each folder whose tokens are extracted anew, one by one, and compared; 0 for none.
+    Needs `quantizers`, and the teachers' weights."""
+    teacher_paths: dict[str, str] = field(default_factory=dict)
+    """Where a teacher's weights lie now, by teacher; none is where they lay at extraction."""
+    device: str = "auto"
+    """Device of teacher and quantiser for `recheck`: auto, cpu, cuda, cuda:1, ..."""
+    num_jobs: int = 1
+    """Into how many parts the shards are divided: processes of this machine, or see `job`."""
+    job: int = 0
+    """Verify only this part of `num_jobs`, from 1; 0 does all. When all jobs have run, on any
+    machines, a run without `job` puts their findings together and writes the report."""
+
+
+def run(config: VerifyConfig) -> None:
+    """Verifies shard folders and writes a report into each.
+
+    Raises:
+        ConfigError: No folder is given, a quantiser file does not exist, or settings do not fit.
+        TokenError: Tokens are wrong; the message lists the problems.
+        DataError: Something else is wrong.
+    """
+    _check_config(config)
+    reports = [verify_folder(Path(path), config) for path in config.shards]
+    for report in reports:
+        table = make_table(report)
+        log.info("%s\n%s", report.path, table)
+        if config.job == 0:
+            write_report(report, table)
+            _findings_of(report.path).clear()
+    num_problems = sum(report.num_problems for report in reports)
+    if num_problems == 0:
+        return
+    kind = TokenError if any(report.tokens_are_bad for report in reports) else DataError
+    problems = [problem for report in reports for problem in report.problems]
+    shown = "; ".join(problems[:MAX_SHOWN])
+    more = f"; and {num_problems - MAX_SHOWN} more" if num_problems > MAX_SHOWN else ""
+    where = "all in verify.md of the folder" if config.job == 0 else f"in part {config.job}"
+    raise kind(f"{num_problems} problems ({where}): {shown}{more}")
+
+
+def verify_folder(path: Path, config: VerifyConfig) -> FolderReport:
+    """Verifies one folder, or this job's part of it.
+
+    Raises:
+        DataError: There is no such folder, or no shard in it.
+    """
+    if not path.is_dir():
+        raise DataError(f"{path}: no such shard folder")
+    shard_ids = find_shard_ids(path)
+    if not shard_ids:
+        raise DataError(f"{path}: no shards (cuts.000000.jsonl.gz) in this folder")
+    report = FolderReport(path)
+    record = _load_record(report)
+    sidecars = _load_sidecars(report, config)
+    own = shard_ids if config.job == 0 else shard_ids[config.job - 1 :: config.num_jobs]
+    jobs = [_make_job(path, shard, record, sidecars, config.audio) for shard in own]
+    hashes = {}
+    for findings in _verify_all(path, jobs, config):
+        report.absorb(findings)
+        ledger.note(audio_hours=findings.duration_s / 3600)
+        hashes[findings.shard] = findings.id_hashes
+    if config.job == 0:
+        _verify_whole(report, record, hashes)
+        for sidecar in sidecars:
+            _verify_teacher(report, sidecar, shard_ids, config)
+    return report
+
+
+def _check_config(config: VerifyConfig) -> None:
+    if not config.shards:
+        raise ConfigError("shards is not set: name at least one shard folder")
+    for teacher, path in config.quantizers.items():
+        if not Path(path).is_file():
+            raise ConfigError(f"quantizers: {teacher}: {path}: no such file")
+    if config.recheck > 0 and not config.quantizers:
+        raise ConfigError("recheck makes tokens anew: name the quantiser files in quantizers")
+    if config.num_jobs < 1 or not 0 <= config.job <= config.num_jobs:
+        raise ConfigError(
+            f"job must lie between 1 and num_jobs {config.num_jobs}, or be 0 for all: {config.job}"
+        )
+
+
+def _load_record(report: FolderReport) -> dict[str, Any]:
+    """Returns `shards.json`, empty where there is none or it is broken."""
+    count = report.count("audio")
+    try:
+        record = load_record(report.path)
+    except DataError as error:
+        count.add(str(error))
+        return {}
+    if not record:
+        log.warning("%s: no shards.json: checksums of the audio cannot be checked", report.path)
+    elif not record["complete"]:
+        count.add("not all shards are written; run `spear shard` again")
+    return record
+
+
+def _load_sidecars(report: FolderReport, config: VerifyConfig) -> list[TokenSidecar]:
+    """Returns the sidecars of the teachers to verify, each checked against its quantiser."""
+    from spear.data.verify.sidecar import check_sidecar
+
+    sidecars = []
+    wanted = {*config.teachers, *config.quantizers} or _teachers_in(report.path)
+    for teacher in sorted(wanted):
+        count = report.count(f"{teacher} tokens")
+        try:
+            sidecar = TokenSidecar.load(report.path / sidecar_name(teacher))
+        except TokenError as error:
+            count.add(str(error))
+            continue
+        for problem in check_sidecar(sidecar, teacher, config.quantizers.get(teacher)):
+            count.add(problem)
+        sidecars.append(replace(sidecar, teacher=teacher))
+    return sidecars
+
+
+def _teachers_in(path: Path) -> set[str]:
+    """Returns the teachers that have a sidecar, or tokens whose sidecar is gone."""
+    orphans = {tar.name.split("_tokens.")[0] for tar in path.glob("[!.]*_tokens.*.tar")}
+    return {*find_teachers(path), *orphans}
+
+
+def _make_job(
+    path: Path,
+    shard: int,
+    record: dict[str, Any],
+    sidecars: Sequence[TokenSidecar],
+    decode: bool,
+) -> ShardJob:
+    entry = record.get("shards", {}).get(f"{shard:06d}")
+    own = [
+        replace(one, shards={k: v for k, v in [(shard, one.shards.get(shard))] if v is not None})
+        for one in sidecars
+    ]
+    return ShardJob(path, shard, entry, tuple(own), decode)
+
+
+def _findings_of(path: Path) -> PartRecords:
+    return PartRecords(path, "verify")
+
+
+def _verify_all(
+    path: Path, jobs: Sequence[ShardJob], config: VerifyConfig
+) -> Iterator[ShardFindings]:
+    """Yields the findings of every shard, in order; those of an earlier run where these hold."""
+    records = _findings_of(path)
+    known = {job.shard: found for job in jobs if (found := _read_findings(records, job))}
+    if known:
+        log.info("%s: %d of %d shards were verified before", path, len(known), len(jobs))
+    todo = [job for job in jobs if job.shard not in known]
+    num_processes = config.num_jobs if config.job == 0 else 1
+    fresh = in_processes(verify_shard, todo, min(num_processes, max(1, len(todo))))
+    for job in progress(jobs, f"verify {path.name}"):
+        findings = known.pop(job.shard, None)
+        if findings is None:
+            findings = next(fresh)
+            records.save(job.shard, {"state": job.state(), **findings.to_json()})
+        yield findings
+
+
+def _read_findings(records: PartRecords, job: ShardJob) -> ShardFindings | None:
+    """Returns what was found in a shard, where nothing has changed since and it is not long ago."""
+    path = records.path(job.shard)
+    try:
+        if time.time() - path.stat().st_mtime > _KEEP_S:
+            return None
+        content = json.loads(path.read_text("utf-8"))
+        if content.pop("state") == job.state():
+            return ShardFindings.from_json(content)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        pass  # none, or a broken one: the shard is verified again
+    return None
+
+
+def _verify_whole(
+    report: FolderReport, record: dict[str, Any], hashes: dict[int, NDArray[np.uint64]]
+) -> None:
+    """Judges the shards as a whole: none is missing, no cut is in two."""
+    count = report.count("audio")
+    if record:
+        recorded = [int(key) for key in record["shards"]]
+        for shard, place in compare_shards(hashes, recorded):
+            where = "on disk but not in shards.json" if place == "here" else "missing"
+            count.add(f"shard {shard:06d}: {where}")
+    for problem in find_doubled(report.path, hashes):
+        count.add(problem)
+
+
+def _verify_teacher(
+    report: FolderReport, sidecar: TokenSidecar, shard_ids: Sequence[int], config: VerifyConfig
+) -> None:
+    """Judges the tokens of a folder as a whole."""
+    teacher = sidecar.teacher
+    count = report.count(f"{teacher} tokens")
+    for shard, place in compare_shards(shard_ids, sidecar.shards):
+        if place == "there":
+            count.add(f"shard {shard:06d}: {teacher} tokens: not in the folder's shards")
+    for problem in check_usage(count.usage, config.min_entropy):
+        count.add(f"{teacher} tokens: {problem}")
+    if config.recheck > 0 and teacher in config.quantizers and count.num_problems == 0:
+        _recheck(report, count, sidecar, config)
+
+
+def _recheck(
+    report: FolderReport, count: Count, sidecar: TokenSidecar, config: VerifyConfig
+) -> None:
+    """Extracts the tokens of some cuts anew; only of folders in which nothing else is wrong."""
+    from spear.data.verify.recheck import Rechecker  # loads teachers, which the rest does without
+
+    teacher = sidecar.teacher
+    paths = (config.quantizers[teacher], config.teacher_paths.get(teacher))
+    try:
+        rechecker = Rechecker.load(sidecar, paths[0], choose_device(config.device), paths[1])
+        folder = ShardFolder(report.path)
+        num_cuts = min(config.recheck, len(folder))
+        for cut, problem in rechecker.check(folder, config.recheck):
+            shard = folder.shard_ids[cut.shard]
+            count.add(f"shard {shard:06d}: cut {cut.id!r}: {teacher} tokens: {problem}")
+    except SpearError as error:
+        count.add(str(error))
+        return
+    log.info("%s: %s tokens of %d cuts extracted anew", report.path, teacher, num_cuts)

@@ -1,0 +1,107 @@
+"""What can be exported to ONNX, by what lies in a folder.
+
+A folder whose `config.json` names a model is an encoder, or a recogniser where it says
+`SpearForCTC`; any other is a run of `spear finetune-asr`, or one of its checkpoints.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spear.asr.search.ctc import CtcHead
+from spear.encoders.loading import WEIGHTS_FILE, from_pretrained, resolve_folder
+from spear.errors import CheckpointError
+from spear.hub.onnx.graph import OnnxGraph
+from spear.hub.plain_ctc import check_plain_ctc
+from spear.system.model_folder import CONFIG_FILE, read_json_object
+from spear.training.checkpoints.checkpoint import list_checkpoints, load_tensors
+from spear.zipformer import ZipformerConfig
+from spear.zipformer.weights import load_exact
+
+_RECOGNIZER = "SpearForCTC"
+_HEAD = {"head.weight": "linear.weight", "head.bias": "linear.bias"}
+
+
+@dataclass(frozen=True)
+class OnnxSource:
+    """A model that can be exported.
+
+    Attributes:
+        graph: Features to frames, or to log-probabilities of tokens.
+        vocabulary: The text of every token, the blank first; None for an encoder alone.
+    """
+
+    graph: OnnxGraph
+    vocabulary: list[str] | None = None
+
+    @property
+    def config(self) -> ZipformerConfig:
+        """The encoder's configuration."""
+        return self.graph.zipformer.config
+
+    @property
+    def stem(self) -> str:
+        """How its files are called."""
+        return "encoder" if self.vocabulary is None else "model"
+
+    @property
+    def outputs(self) -> tuple[str, str]:
+        """The names of the output and its lengths."""
+        if self.vocabulary is None:
+            return "encoder_out", "encoder_out_lens"
+        return "log_probs", "log_probs_len"
+
+
+def load_source(model: str, weights: str) -> OnnxSource:
+    """Loads an encoder or a recogniser.
+
+    Args:
+        model: A model folder or hub id, or a run folder of `spear finetune-asr`.
+        weights: Which of a run's weights; a model folder has one kind.
+
+    Raises:
+        CheckpointError: It is neither, or cannot be loaded.
+    """
+    path = Path(model)
+    if path.is_dir() and not _names_a_model(path):
+        return _of_run(path, weights)
+    if path.is_file():  # an icefall checkpoint, or an error that says what it is
+        return OnnxSource(OnnxGraph(from_pretrained(path).model))
+    folder = resolve_folder(model)
+    content = read_json_object(folder / CONFIG_FILE)
+    if _RECOGNIZER in (content.get("architectures") or ()):
+        return _of_recognizer(folder, content)
+    return OnnxSource(OnnxGraph(from_pretrained(folder).model))
+
+
+def _names_a_model(folder: Path) -> bool:
+    config = folder / CONFIG_FILE
+    return config.is_file() and "model_type" in read_json_object(config)
+
+
+def _of_run(folder: Path, weights: str) -> OnnxSource:
+    from spear.asr.model import load_asr_model
+
+    if not (folder / CONFIG_FILE).is_file() and not list_checkpoints(folder):
+        raise CheckpointError(
+            f"{folder} is neither a model folder (it has no {CONFIG_FILE}) nor a run folder of "
+            "`spear finetune-asr` (it has no checkpoints)"
+        )
+    model = load_asr_model(folder, weights)
+    check_plain_ctc(model, folder)
+    return OnnxSource(OnnxGraph(model, model.ctc_head), model.tokenizer.vocabulary)
+
+
+def _of_recognizer(folder: Path, content: Mapping[str, Any]) -> OnnxSource:
+    vocabulary = content.get("vocabulary")
+    if not vocabulary:
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE} has no vocabulary: write the text of every token into it"
+        )
+    zipformer = from_pretrained(folder).model
+    state = load_tensors(folder / WEIGHTS_FILE)
+    head = CtcHead(zipformer.output_dim, len(vocabulary))
+    own = {ours: state[theirs] for theirs, ours in _HEAD.items() if theirs in state}
+    load_exact(head, own, str(folder / WEIGHTS_FILE))
+    return OnnxSource(OnnxGraph(zipformer, head), list(vocabulary))

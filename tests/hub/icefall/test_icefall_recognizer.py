@@ -1,0 +1,173 @@
+"""icefall's recognisers, made here as icefall writes them, and recognisers as folders."""
+
+import io
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sentencepiece
+import torch
+from torch import Tensor
+
+from spear.asr.apply.decode import DecodeConfig
+from spear.asr.apply.decode import run as decode
+from spear.asr.apply.recognize import transcribe
+from spear.asr.apply.recognizer_folder import write_recognizer
+from spear.asr.model import AsrModel, load_asr_model
+from spear.asr.search.search import Search, SearchConfig
+from spear.asr.tokenizer import Tokenizer
+from spear.asr.transducer import TransducerConfig, TransducerModel
+from spear.errors import CheckpointError, ConfigError
+from spear.hub.icefall.command import ImportIcefallConfig, run
+from spear.hub.plain_ctc import check_plain_ctc
+from tests.encoders.test_encoder import tiny_config
+
+TEXTS = ["THE CAT SAT ON THE MAT", "A HAT FOR THE CAT", "THAT CAT HAS NO HAT"]
+
+
+@pytest.fixture(scope="module")
+def bpe_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer as icefall's local/train_bpe_model.py makes it: unknown is id 2."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter(TEXTS),
+        model_writer=model,
+        model_type="unigram",
+        vocab_size=20,
+        character_coverage=1.0,
+        user_defined_symbols=["<blk>", "<sos/eos>"],
+        unk_id=2,
+        bos_id=-1,
+        eos_id=-1,
+        minloglevel=2,
+    )
+    path = tmp_path_factory.mktemp("lang") / "bpe.model"
+    path.write_bytes(model.getvalue())
+    return path
+
+
+def make_model(bpe_model: Path, head: str, **sizes: Any) -> AsrModel:
+    torch.manual_seed(5)
+    tokenizer = Tokenizer.from_sentencepiece(bpe_model)
+    config = tiny_config(frontend_pad=False, output_downsampling_factor=2)
+    if head == "ctc":
+        return AsrModel(config, tokenizer).eval()
+    transducer = TransducerConfig(decoder_dim=12, joiner_dim=10, **sizes)
+    return TransducerModel(config, tokenizer, transducer).eval()
+
+
+def as_icefall(model: AsrModel, *left_out: str) -> dict[str, Tensor]:
+    return {
+        name.replace("ctc_head.linear.", "ctc_output.1."): value
+        for name, value in model.state_dict().items()
+        if not name.startswith(left_out or ("nothing",))
+    }
+
+
+def write_epoch(path: Path, model: AsrModel, state: dict[str, Tensor]) -> Path:
+    values = model.config.to_dict()
+    options = {k: ",".join(map(str, v)) for k, v in values.items() if isinstance(v, list)}
+    del options["embed_channels"]
+    plain = {k: values[k] for k in ("pos_dim", "causal", "feature_dim")}
+    torch.save({"model": state, **options, **plain}, path)
+    return path
+
+
+def import_it(checkpoint: Path, bpe_model: Path, output: Path) -> AsrModel:
+    run(ImportIcefallConfig(str(checkpoint), str(output), bpe_model=str(bpe_model)))
+    return load_asr_model(output)
+
+
+@pytest.mark.parametrize("head", ["ctc", "transducer"])
+def test_a_recogniser_comes_whole(bpe_model: Path, tmp_path: Path, head: str) -> None:
+    model = make_model(bpe_model, head)
+    path = write_epoch(tmp_path / "epoch-9.pt", model, as_icefall(model))
+    loaded = import_it(path, bpe_model, tmp_path / "recogniser")
+    assert type(loaded) is type(model)
+    audio = [0.1 * np.random.default_rng(n).standard_normal(20000 + n) for n in range(2)]
+    for method in ("greedy", "beam"):
+        search = SearchConfig(method=method)
+        assert transcribe(loaded, audio, search=search) == transcribe(model, audio, search=search)
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+
+
+def test_other_decoders_are_left_aside_and_named(
+    bpe_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = make_model(bpe_model, "transducer", context_size=1)
+    state = {**as_icefall(model), "attention_decoder.out.weight": torch.zeros(3, 3)}
+    with caplog.at_level(logging.INFO):
+        loaded = import_it(
+            write_epoch(tmp_path / "e.pt", model, state), bpe_model, tmp_path / "out"
+        )
+    assert "left aside: attention_decoder" in caplog.text
+    assert isinstance(loaded, TransducerModel)
+    assert loaded.transducer.context_size == 1
+
+
+def test_a_transducer_without_ctc_says_so(bpe_model: Path, tmp_path: Path) -> None:
+    model = make_model(bpe_model, "transducer")
+    path = write_epoch(tmp_path / "e.pt", model, as_icefall(model, "ctc_head"))
+    loaded = import_it(path, bpe_model, tmp_path / "out")
+    audio = [0.1 * np.ones(16000, dtype=np.float32)]
+    assert transcribe(loaded, audio) == transcribe(model, audio)
+    with pytest.raises(ConfigError, match="was never trained"):
+        Search(loaded, SearchConfig(head="ctc"))
+    with pytest.raises(ConfigError, match="trained without CTC: no head to export"):
+        check_plain_ctc(loaded, tmp_path / "out")
+
+
+def test_what_does_not_fit_is_named(bpe_model: Path, tmp_path: Path) -> None:
+    model = make_model(bpe_model, "transducer")
+    state = as_icefall(model)
+    encoder = {name: value for name, value in state.items() if name.startswith("encoder")}
+    broken = {name: value for name, value in state.items() if name != "joiner.output_linear.bias"}
+    longer = {**state, "joiner.output_linear.weight": torch.zeros(31, 10)}
+    for content, message in (
+        (encoder, "holds no recogniser, neither joiner nor ctc_output"),
+        (broken, r"e\.pt.*missing: joiner\.output_linear\.bias"),
+        (longer, "has 31 tokens, the tokenizer 20: it is the tokenizer of another model"),
+    ):
+        path = write_epoch(tmp_path / "e.pt", model, content)
+        with pytest.raises(CheckpointError, match=message):
+            import_it(path, bpe_model, tmp_path / "out")
+    with pytest.raises(CheckpointError, match=r"none\.model cannot be read"):
+        import_it(path, tmp_path / "none.model", tmp_path / "out")
+    (tmp_path / "bad.model").write_bytes(b"bad")
+    with pytest.raises(CheckpointError, match=r"bad\.model: this is no sentencepiece model"):
+        import_it(path, tmp_path / "bad.model", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_characters_have_the_models_own_id(bpe_model: Path) -> None:
+    tokenizer = Tokenizer.from_sentencepiece(bpe_model)
+    assert tokenizer.unknown_id == 2
+    assert tokenizer.unknown_id in tokenizer.encode("THE CÄT")
+    assert tokenizer.decode(tokenizer.encode("THE CAT")) == "THE CAT"
+    assert tokenizer.config.vocab_size == tokenizer.vocab_size == 20
+
+
+def test_commands_take_a_recogniser_without_its_run(bpe_model: Path, tmp_path: Path) -> None:
+    import soundfile
+
+    folder = tmp_path / "recogniser"
+    write_recognizer(make_model(bpe_model, "ctc"), folder, {"weights": "last"})
+    assert json.loads((folder / "recognizer.json").read_text())["origin"] == {"weights": "last"}
+    soundfile.write(tmp_path / "a.wav", 0.1 * np.ones(16000), 16000)
+    decode(DecodeConfig(str(folder), audio=[str(tmp_path / "a.wav")], device="cpu"))
+    summary = json.loads((folder / "decode" / "summary.json").read_text())
+    assert summary["weights"] == "its own"
+
+
+def test_changed_weights_are_refused(bpe_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "recogniser"
+    write_recognizer(make_model(bpe_model, "ctc"), folder, {})
+    with open(folder / "model.safetensors", "r+b") as stream:
+        stream.seek(-1, io.SEEK_END)
+        stream.write(b"\x7f")
+    with pytest.raises(CheckpointError, match="not the file that was written there"):
+        load_asr_model(folder)
