@@ -82,7 +82,7 @@ if [[ -n "${SPEAR_PYTHON:-}" ]]; then
   SPEAR_PYTHON="$(absolute "$(command -v "$SPEAR_PYTHON")")"
   _python_fits "$SPEAR_PYTHON" || die "SPEAR_PYTHON=$SPEAR_PYTHON is older than Python 3.10"
   # The package may not be installed there; the checkout's is meant in any case.
-  export PYTHONPATH="$SPEAR_ROOT${PYTHONPATH:+:$PYTHONPATH}"
+  PYTHONPATH="$SPEAR_ROOT${PYTHONPATH:+:$PYTHONPATH}"
   _has_packages "$SPEAR_PYTHON" ||
     die "SPEAR_PYTHON=$SPEAR_PYTHON lacks packages: $SPEAR_PYTHON -m pip install -r" \
       "'$SPEAR_ROOT/requirements.txt'"
@@ -92,7 +92,9 @@ else
   # Programs such as shellcheck that come as packages.
   PATH="$SPEAR_ROOT/.venv/bin:$PATH"
 fi
-export SPEAR_PYTHON PATH
+# Scripts of one recipe import what several recipes share.
+PYTHONPATH="$SPEAR_ROOT/local${PYTHONPATH:+:$PYTHONPATH}"
+export SPEAR_PYTHON PATH PYTHONPATH
 
 # On a CPU. The C library gives large blocks back to the system at once and asks for them again: a
 # third of a training step went into page faults. And threads of libgomp that wait for each other

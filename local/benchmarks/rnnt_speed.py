@@ -1,7 +1,7 @@
 """The transducer losses beside k2's: smoothed and pruned loss with gradients, time and memory.
 
 Each side runs in processes of its own, which take turns; k2's Python is another one (see
-`local/check_k2.sh`). What is measured is the loss of the trivial joiner, the choice of the windows,
+`local/checks/k2.sh`). What is measured is the loss of the trivial joiner, the choice of windows,
 the pruned loss of logits am + lm, and the backward pass through both. Memory is what comes on top
 of `am` and `lm`, at the peak of one step.
 
@@ -62,8 +62,8 @@ def load(side: str) -> ModuleType:
         from spear.asr.rnnt import losses as rnnt
 
         return rnnt
-    sys.path.insert(0, str(CHECKOUT / "local"))
-    from check_k2 import load_adapter
+    sys.path.insert(0, str(CHECKOUT / "local" / "checks"))
+    from k2_losses import load_adapter
 
     return load_adapter()
 

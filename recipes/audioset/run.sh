@@ -72,7 +72,7 @@ dir_of() {
 write_labels() {
   local part
   for part in "${parts[@]}"; do
-    run "$SPEAR_PYTHON" "$SPEAR_ROOT/local/audioset_labels.py" --audio-dir "$(dir_of "$part")" \
+    run "$SPEAR_PYTHON" "$RECIPE_DIR/local/audioset_labels.py" --audio-dir "$(dir_of "$part")" \
       --segments "$csv_dir/$(segments_of "$part")" --name-format "$name_format" \
       --classes "$csv_dir/class_labels_indices.csv" --output-dir "$data/lists/$part"
   done

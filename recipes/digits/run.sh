@@ -100,7 +100,7 @@ check_recipe_options() {
 
 # Stage 0
 make_lists() {
-  run "$SPEAR_PYTHON" "$SPEAR_ROOT/local/digit_lists.py" --digits-dir "$digits_dir" \
+  run "$SPEAR_PYTHON" "$RECIPE_DIR/local/digit_lists.py" --digits-dir "$digits_dir" \
     --held-out-speaker "$held_out_speaker" --output-dir "$data/lists"
 }
 
@@ -131,7 +131,7 @@ prepare_strings() {
 select_cuts() {
   local from="$1" to="$2"
   shift 2
-  run "$SPEAR_PYTHON" "$SPEAR_ROOT/local/select_cuts.py" \
+  run "$SPEAR_PYTHON" "$RECIPE_DIR/local/select_cuts.py" \
     --cuts "$data/manifests/${from}_cuts.jsonl.gz" \
     --output "$data/manifests/${to}_cuts.jsonl.gz" "$@"
 }

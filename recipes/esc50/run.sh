@@ -56,10 +56,10 @@ audio_dir="${prefix_dir:-$esc50_dir/audio}"
 
 write_labels() {
   if [[ -n "$esc50_dir" ]]; then
-    run "$SPEAR_PYTHON" "$SPEAR_ROOT/local/esc50_labels.py" --esc50-dir "$esc50_dir" \
+    run "$SPEAR_PYTHON" "$RECIPE_DIR/local/esc50_labels.py" --esc50-dir "$esc50_dir" \
       --output-dir "$data/lists"
   else
-    run "$SPEAR_PYTHON" "$SPEAR_ROOT/local/prefix_labels.py" --audio-dir "$prefix_dir" \
+    run "$SPEAR_PYTHON" "$RECIPE_DIR/local/prefix_labels.py" --audio-dir "$prefix_dir" \
       --min-clips "$min_clips" --num-folds "$num_folds" --output-dir "$data/lists"
   fi
 }

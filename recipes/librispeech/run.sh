@@ -83,7 +83,7 @@ check_recipe_options() {
 
 # Stage 0
 make_lists() {
-  run "$SPEAR_PYTHON" "$RECIPE_DIR/lists.py" --librispeech-dir "$librispeech_dir" \
+  run "$SPEAR_PYTHON" "$RECIPE_DIR/local/lists.py" --librispeech-dir "$librispeech_dir" \
     --output-dir "$data/lists" "${subsets[@]}"
 }
 

@@ -115,7 +115,7 @@ def test_two_processes_train_together(corpus, tmp_path, repo_dir):
     words += ["-m", "spear", "pretrain", "--config", str(tmp_path / "c.yaml")]
     environment = {**os.environ, "PYTHONPATH": str(repo_dir), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        words, env=environment, capture_output=True, text=True, timeout=300, check=False
+        words, env=environment, capture_output=True, text=True, timeout=1800, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     summary = json.loads((tmp_path / "exp" / "summary.json").read_text())

@@ -11,7 +11,8 @@ import pytest
 import soundfile
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT / "local"))  # scripts there import their neighbours
+# Scripts import their neighbours, and those of one recipe what all share.
+sys.path[:0] = [str(ROOT / "local"), *(str(path) for path in sorted(ROOT.glob("recipes/*/local")))]
 
 Shell = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -34,7 +35,7 @@ def shell(tmp_path: Path) -> Shell:
             capture_output=True,
             text=True,
             check=False,
-            timeout=300,
+            timeout=1800,  # for what hangs: a busy machine is slow
         )
 
     return run

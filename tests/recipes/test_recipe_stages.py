@@ -118,7 +118,7 @@ class Recipe:
 
     def run(self, *more: str) -> tuple[int, str, str]:
         process = self.start(*more)
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=1800)
         return process.returncode, out, err
 
     def stamps(self, *patterns: str) -> dict[str, int]:

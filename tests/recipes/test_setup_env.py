@@ -53,7 +53,7 @@ class Checkout:
 
     def source(self, **variables: str) -> tuple[int, str, str]:
         process = self.start(**variables)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=1800)
         return process.returncode, out.strip(), err
 
     def take_calls(self) -> list[list[str]]:
@@ -107,7 +107,7 @@ def test_an_interrupted_setup_goes_on_and_says_so_meanwhile(checkout):
 
 def test_two_at_the_same_time_make_one(checkout):
     processes = [checkout.start(SLOW="1") for _ in range(2)]
-    ends = [process.communicate(timeout=60) for process in processes]
+    ends = [process.communicate(timeout=1800) for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert len(checkout.take_calls()) == 4
     assert sum("waiting until it is done" in err for _, err in ends) == 1

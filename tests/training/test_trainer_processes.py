@@ -40,7 +40,7 @@ def two_processes(tmp_path_factory):
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=1800,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
@@ -133,7 +133,7 @@ def test_a_rank_that_hangs_ends_all_and_says_where(tmp_path):
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=1800,
         check=False,
     )
     assert done.returncode != 0
@@ -233,7 +233,7 @@ def test_a_termination_signal_saves_and_reports_that_the_job_is_not_done(tmp_pat
     while not (tmp_path / "metrics.jsonl").is_file() and process.poll() is None:
         time.sleep(0.05)
     process.terminate()
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=1800)
     assert process.returncode == 128 + signal.SIGTERM, errors
     assert "the same command goes on from there" in errors
     weights, config = load_weights(tmp_path)

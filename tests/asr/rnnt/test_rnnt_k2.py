@@ -12,7 +12,7 @@ import torch
 from spear.asr.rnnt import losses as rnnt
 from spear.errors import MissingPackageError
 
-ADAPTER = Path(rnnt.__file__).with_name("rnnt_k2.py")
+ADAPTER = Path(rnnt.__file__).with_name("k2.py")
 
 
 def split(boundary):
@@ -72,7 +72,7 @@ def k2(monkeypatch):
 def forget():
     """Lets the adapter be imported anew."""
     sys.modules.pop("spear.asr.rnnt.k2", None)
-    vars(sys.modules["spear.asr"]).pop("rnnt_k2", None)
+    vars(sys.modules["spear.asr.rnnt"]).pop("k2", None)
 
 
 def run_all(num_frames, num_labels, backend, dtype=torch.float32):
@@ -153,10 +153,12 @@ def test_a_missing_k2_says_what_to_do(monkeypatch):
 
 @pytest.fixture
 def script(repo_dir, monkeypatch):
-    """`local/check_k2.py`, with its smallest cases."""
-    spec = importlib.util.spec_from_file_location("check_k2", repo_dir / "local/check_k2.py")
+    """`local/checks/k2_losses.py`, with its smallest cases."""
+    spec = importlib.util.spec_from_file_location(
+        "k2_losses", repo_dir / "local/checks/k2_losses.py"
+    )
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "check_k2", module)
+    monkeypatch.setitem(sys.modules, "k2_losses", module)
     spec.loader.exec_module(module)
     chosen = ("small", "both scales")
     monkeypatch.setattr(module, "CASES", {name: module.CASES[name] for name in chosen})

@@ -252,7 +252,7 @@ def test_later_stages_end_cleanly(
     from spear.data.tokens import extract
     from spear.data.tokens.extract import ExtractConfig
 
-    for module in ("extract", "verify_sidecar"):
+    for module in ("tokens.extract", "verify.sidecar"):
         monkeypatch.setattr(f"spear.data.{module}.load_quantizer", FakeQuantizer.load)
     quantizer = write_quantizer(tmp_path / "quantizer.json")
     extract.run(

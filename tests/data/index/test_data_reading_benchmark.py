@@ -8,7 +8,7 @@ import pytest
 import soundfile
 import torch
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "local" / "benchmarks"
+SCRIPTS = Path(__file__).resolve().parents[3] / "local" / "benchmarks"
 
 
 @pytest.fixture(scope="module")

@@ -136,7 +136,7 @@ def test_cut_ids_must_be_unique(tmp_path):
 
 
 def test_two_ids_with_one_hash_do_no_harm(tokens, monkeypatch):
-    for module in ("index", "folder_index"):
+    for module in ("index.command", "index.folder_index"):
         monkeypatch.setattr(f"spear.data.{module}.id_hash", lambda cut_id: id_hash(cut_id) % 2)
     assert [ensure_index(tokens).id(i) for i in range(7)] == [f"speech-{i:03d}" for i in range(7)]
 

@@ -29,7 +29,7 @@ def options(folder: ShardFolder, tmp_path: Path) -> Options:
 
 
 def finish(process: BaseProcess) -> None:
-    process.join(timeout=120)
+    process.join(timeout=1800)
     assert process.exitcode == 0
 
 

@@ -31,7 +31,7 @@ TAR, AUDIO, CUTS = "logmel_tokens.000001.tar", "recording.000001.tar", "cuts.000
 
 @pytest.fixture
 def config(extract_config: ExtractConfig, monkeypatch: pytest.MonkeyPatch) -> VerifyConfig:
-    for module in ("verify_sidecar", "recheck"):
+    for module in ("verify.sidecar", "verify.recheck"):
         monkeypatch.setattr(f"spear.data.{module}.load_quantizer", FakeQuantizer.load)
     extract.run(extract_config)
     quantizers = {"logmel": extract_config.quantizer}

@@ -31,7 +31,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Quantizer:
 
 
 def start(folder: Path, *launcher: str) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parent.parent), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[2]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *launcher, str(HERE / "quantizer_runs.py"), str(folder)]
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -39,7 +39,7 @@ def start(folder: Path, *launcher: str) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen) -> str:
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=1800)
     assert process.returncode == 0, output[-3000:]
     return output
 

@@ -1,4 +1,4 @@
-"""Compares the transducer losses with k2's, in two steps with a Python each: see check_k2.sh.
+"""Compares the transducer losses with k2's, in two steps with a Python each: see k2.sh.
 
 `k2` runs in k2's environment. It loads the adapter by its path, for spear itself cannot be imported
 there, and writes what it computes for random utterances. `compare` runs in spear's environment and
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ADAPTER = Path(__file__).resolve().parent.parent / "spear/asr/rnnt/k2.py"
+ADAPTER = Path(__file__).resolve().parents[2] / "spear/asr/rnnt/k2.py"
 RELATIVE, ABSOLUTE = 1e-6, 1e-6
 """How far losses, and gradients or shares, may be apart. In float64: with float32 k2's own sums
 are off by up to 4e-3 for long recordings."""

@@ -2,14 +2,14 @@
 # Runs the tests of the transformers classes and of exported folders with other versions of
 # transformers than the one in requirements.txt, by hand.
 #
-#   local/check_transformers.sh
-#   local/check_transformers.sh --versions "4.50.3 5.0.0"
+#   local/checks/transformers.sh
+#   local/checks/transformers.sh --versions "4.50.3 5.0.0"
 #
 # For each a throw-away environment sees the packages of the checkout's and gets on top that
 # transformers with what it asks for in place of newer ones, never another torch.
 
 set -euo pipefail
-ROOT="$(cd -- "$(dirname -- "$0")/.." && pwd)"
+ROOT="$(cd -- "$(dirname -- "$0")/../.." && pwd)"
 # shellcheck source=local/common.sh
 . "$ROOT/local/common.sh"
 
@@ -31,7 +31,6 @@ for version in $versions; do
   run "$SPEAR_PYTHON" -m venv "$work_dir/$version"
   run "$python" -m pip install --quiet "transformers==$version"
   printf '%s\n' "$site" >"$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/checkout.pth"
-  run "$python" -m pytest -q tests/hub/test_hf.py tests/hub/test_remote_code.py \
-    tests/asr/test_export_recognizer.py tests/teachers
+  run "$python" -m pytest -q tests/hub/hf tests/asr/apply/test_export_recognizer.py tests/teachers
 done
 log "all passed"

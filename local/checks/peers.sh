@@ -2,8 +2,8 @@
 # Runs the real s3prl, hear-validator and X-ARES against a SPEAR model, by hand: their packages are
 # no part of the project's environment, since each wants a torchaudio or a tensorflow.
 #
-#   local/check_peers.sh
-#   local/check_peers.sh --model exp/model
+#   local/checks/peers.sh
+#   local/checks/peers.sh --model exp/model
 #
 # A throw-away environment sees the packages of the checkout's and gets the peers on top, never
 # another torch. torchaudio is the last version that s3prl can be imported with; its compiled part
@@ -11,7 +11,7 @@
 # an empty module: hear-validator asks whether a model is tensorflow's and needs it for nothing else.
 
 set -euo pipefail
-ROOT="$(cd -- "$(dirname -- "$0")/.." && pwd)"
+ROOT="$(cd -- "$(dirname -- "$0")/../.." && pwd)"
 # shellcheck source=local/common.sh
 . "$ROOT/local/common.sh"
 
@@ -59,20 +59,19 @@ for module in (numpy, torch): print(f"{module.__name__}=={module.__version__.spl
     printf 'class Module:\n    """No model here is one."""\n' >"$packages/tensorflow.py"
 }
 
-# check PART: a part of check_peers.py, in a folder of its own.
+# check PART: a part of peers.py, in a folder of its own.
 check() {
   mkdir -p "$work_dir/$1"
-  run "$python" -W ignore local/check_peers.py "$1" --model "$model" --work-dir "$work_dir/$1"
+  run "$python" -W ignore local/checks/peers.py "$1" --model "$model" --work-dir "$work_dir/$1"
 }
 
 [[ -e "$work_dir/venv/.ready" ]] || make_environment
 touch "$work_dir/venv/.ready"
 if [[ -z "$model" ]]; then
   model="$work_dir/model"
-  run "$python" local/check_peers.py model --model "$model"
+  run "$python" local/checks/peers.py model --model "$model"
 fi
-run "$python" -m pytest -p no:cacheprovider -rs tests/hub/test_s3prl.py tests/hub/test_hear.py \
-  tests/hub/test_xares.py
+run "$python" -m pytest -p no:cacheprovider -rs tests/hub/adapters
 run "$python" -m hearvalidator.validate spear.hub.adapters.hear --model "$model" --device cpu
 check s3prl
 check xares

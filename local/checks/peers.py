@@ -1,8 +1,8 @@
-"""Makes s3prl and X-ARES use a SPEAR model from end to end; `local/check_peers.sh` runs it.
+"""Makes s3prl and X-ARES use a SPEAR model from end to end; `local/checks/peers.sh` runs it.
 
-    python local/check_peers.py model --model DIR                 # writes random weights
-    python local/check_peers.py s3prl --model DIR --work-dir DIR  # fine-tunes on s3prl's example
-    python local/check_peers.py xares --model DIR --work-dir DIR  # encodes and probes a small task
+    python local/checks/peers.py model --model DIR                 # writes random weights
+    python local/checks/peers.py s3prl --model DIR --work-dir DIR  # fine-tunes on s3prl's example
+    python local/checks/peers.py xares --model DIR --work-dir DIR  # encodes and probes a small task
 
 Every part ends with one line that says what was seen, or with an error.
 """

@@ -29,7 +29,9 @@ TINY = {
 
 
 def load_lists():
-    spec = importlib.util.spec_from_file_location("librispeech_lists", RECIPE / "lists.py")
+    spec = importlib.util.spec_from_file_location(
+        "librispeech_lists", RECIPE / "local" / "lists.py"
+    )
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -62,7 +64,7 @@ def run_recipe(corpus, output, *more):
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=1800,
     )
 
 

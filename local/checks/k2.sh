@@ -3,14 +3,14 @@
 # wheel on the package index is for Python 3.10 and torch 1.13, which are no part of the project's
 # environment.
 #
-#   local/check_k2.sh --python ~/.pyenv/versions/3.10.13/bin/python
-#   local/check_k2.sh --python python3.10 --benchmark true
+#   local/checks/k2.sh --python ~/.pyenv/versions/3.10.13/bin/python
+#   local/checks/k2.sh --python python3.10 --benchmark true
 #
 # A throw-away environment gets k2 and torch, and of the CUDA libraries that this torch names only
 # the four that it cannot be imported without.
 
 set -euo pipefail
-ROOT="$(cd -- "$(dirname -- "$0")/.." && pwd)"
+ROOT="$(cd -- "$(dirname -- "$0")/../.." && pwd)"
 # shellcheck source=local/common.sh
 . "$ROOT/local/common.sh"
 
@@ -43,8 +43,8 @@ if [[ ! -e "$work_dir/venv/.ready" ]]; then
   run "$k2_python" -m pip install --quiet --no-deps "${packages[@]}"
   touch "$work_dir/venv/.ready"
 fi
-run "$k2_python" local/check_k2.py k2 --file "$work_dir/k2.pt"
-run "$SPEAR_PYTHON" local/check_k2.py compare --file "$work_dir/k2.pt"
+run "$k2_python" local/checks/k2_losses.py k2 --file "$work_dir/k2.pt"
+run "$SPEAR_PYTHON" local/checks/k2_losses.py compare --file "$work_dir/k2.pt"
 if [[ "$benchmark" == true ]]; then
   run "$SPEAR_PYTHON" local/benchmarks/rnnt_speed.py --k2-python "$k2_python"
 fi

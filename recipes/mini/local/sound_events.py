@@ -3,7 +3,7 @@
 The mini recipe needs general audio without a download. Each class is one function
 `(rng, num_samples) -> (num_samples,) float64` at 16 kHz that draws its own parameters, so that two
 clips of a class differ the way two recordings would, and `draw_event` brings the result to a
-random level above a quiet noise floor. `local/make_mini_corpus.py` writes them to files.
+random level above a quiet noise floor. `make_mini_corpus.py` writes them to files.
 """
 
 from collections.abc import Callable

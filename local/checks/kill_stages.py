@@ -1,6 +1,6 @@
 r"""Kills a recipe with SIGKILL in the middle of every stage and sees that its command finishes.
 
-    python local/kill_stages.py --work-dir DIR -- \
+    python local/checks/kill_stages.py --work-dir DIR -- \
         recipes/mini/run.sh --max-steps 40 --asr-max-steps 40
 
 First the command runs undisturbed, with `--output-dir DIR/whole`, which shows how long each stage
