@@ -20,8 +20,8 @@ from spear.asr.search.ctc import CtcHead, CtcLoss, Hypothesis, ctc_loss, greedy_
 from spear.asr.tokenizer import Tokenizer, normalize
 from spear.asr.train.consistency import consistency_loss
 from spear.asr.train.data import AsrBatch
+from spear.encoders.frame_grid import StudentFrames
 from spear.errors import CheckpointError
-from spear.pretrain.collate import StudentFrames
 from spear.system.files import sha256_of
 from spear.system.model_folder import read_json_object
 from spear.training.checkpoints.checkpoint import load_tensors, load_weights

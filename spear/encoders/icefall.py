@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spear.encoders.config_json import MODEL_TYPE, parse_field, released_fields, student_config
 from spear.encoders.encoder import SpearEncoder
-from spear.encoders.released_config import MODEL_TYPE, parse_field, released_fields, student_config
 from spear.errors import CheckpointError
 from spear.system.files import atomic_folder
 from spear.system.model_folder import CONFIG_FILE, read_json_object

@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from spear.encoders.config_json import student_config
 from spear.encoders.encoder import SpearEncoder
 from spear.encoders.icefall import load_checkpoint
-from spear.encoders.released_config import student_config
 from spear.errors import CheckpointError, ConfigError
 from spear.system.files import sha256_of
 from spear.system.model_folder import CONFIG_FILE, download, is_hub_id, read_json_object

@@ -18,13 +18,12 @@ from spear.audio import SAMPLE_RATE_HZ
 from spear.data.corpus.recordings import find_recordings, read_all
 from spear.data.formats.manifests import BadCuts
 from spear.encoders.encoder import SpearEncoder
-from spear.encoders.frame_grid import layer_centre_ms, output_centre_ms
+from spear.encoders.frame_grid import STUDENT_RATE_HZ, layer_centre_ms, output_centre_ms
 from spear.encoders.layers import check_layers
 from spear.encoders.loading import from_pretrained, weights_file
 from spear.errors import AudioError, ConfigError
 from spear.hub.encode_many import Layers, encode_many
 from spear.hub.feature_folder import FeatureFolder
-from spear.pretrain.collate import STUDENT_RATE_HZ
 from spear.system.device import choose_device
 from spear.system.files import sha256_of
 from spear.system.progress import get_logger, progress

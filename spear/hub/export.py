@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from spear import __version__
+from spear.encoders.config_json import MODEL_TYPE, released_fields
 from spear.encoders.encoder import SpearEncoder
 from spear.encoders.icefall import write_checkpoint
 from spear.encoders.loading import EXPORT_FILE, WEIGHTS_FILE, to_released_names
-from spear.encoders.released_config import MODEL_TYPE, released_fields
 from spear.errors import CheckpointError
 from spear.hub.hf.remote_code import AUTO_MAP, write_code
 from spear.hub.model_card import model_card, training_record

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from spear.audio import Fbank
 from spear.data.formats.tokens import Tokens, token_dtype
+from spear.encoders.frame_grid import STUDENT_RATE_HZ, StudentFrames
 from spear.errors import ConfigError, TokenError
 
-STUDENT_RATE_HZ = 50.0
 MAX_MISMATCH = 2
 """Most student frames by which targets and student may differ. With S = 320 m + r samples a padded
 student has m or m + 1 frames, WavLM m - 1 or m, Dasheng (x 2) m - 1 to m + 1: at most 1 apart. An
@@ -29,50 +29,6 @@ MaskDraw = Callable[
     [NDArray[np.int64], Bools, np.random.Generator],
     tuple[Bools, Bools],
 ]
-
-
-@dataclass(frozen=True)
-class StudentFrames:
-    """Where the student's frames lie: how many there are and which fbank frames they look at.
-
-    Student frame i is centred on fbank frame 2 i + 1 where the front end pads its input (3 frames
-    left, 4 right: its receptive field is 2 i - 3 .. 2 i + 5), else on fbank frame 2 i + 4.
-
-    Attributes:
-        frontend_pad: As in the student's configuration.
-    """
-
-    frontend_pad: bool = True
-
-    def count(self, num_fbank_frames: int) -> int:
-        """Returns T' for T fbank frames: T // 2 with padding, else (T - 7) // 2, never below 0."""
-        return max(0, (num_fbank_frames - (0 if self.frontend_pad else 7)) // 2)
-
-    @property
-    def centre(self) -> int:
-        """The fbank frame on which student frame 0 is centred."""
-        return 1 if self.frontend_pad else 4
-
-    @property
-    def token_shift(self) -> int:
-        """The token frame (at 50 Hz) that lies nearest to student frame 0.
-
-        Fbank frame j is centred at 10 j + 5 ms and WavLM's frame i at 20 i + 12.5 ms, so a padded
-        student is 2.5 ms late and an unpadded one 32.5 ms, which is 1.6 frames.
-        """
-        return 0 if self.frontend_pad else 2
-
-    def mask(self, fbank_mask: Bools) -> Bools:
-        """Brings a mask to the student's frames: a frame is masked if its central frame is.
-
-        Args:
-            fbank_mask: (B, T) bool at 100 Hz.
-
-        Returns:
-            (B, T') bool at 50 Hz.
-        """
-        count = self.count(fbank_mask.shape[1])
-        return fbank_mask[:, self.centre : self.centre + 2 * count : 2]
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from spear.data.formats.tokens import MAX_CODEBOOK_SIZE
+from spear.encoders.frame_grid import StudentFrames
 from spear.errors import ConfigError
-from spear.pretrain.collate import PretrainBatch, StudentFrames
+from spear.pretrain.collate import PretrainBatch
 from spear.pretrain.losses import LossConfig, TokenHead, frame_weights
 from spear.pretrain.token_metrics import UnigramBaseline, token_metrics, usage_metrics
 from spear.training import LossTerm, Metric, StepOutput

@@ -14,9 +14,10 @@ import torch
 from spear.data.index.clip_index import ClipIndex, SourceConfig
 from spear.data.index.loader import BatchDataset, BatchLoader, open_noise
 from spear.data.index.plan import BatchPlan
+from spear.encoders.frame_grid import StudentFrames
 from spear.errors import ConfigError, TokenError
 from spear.pretrain.augment import Augmenter
-from spear.pretrain.collate import Collator, PretrainBatch, StudentFrames, TokenLayout
+from spear.pretrain.collate import Collator, PretrainBatch, TokenLayout
 from spear.pretrain.config import PretrainConfig
 from spear.pretrain.losses import required_teachers
 from spear.pretrain.masking import MaskSampler

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from spear.audio import SAMPLE_RATE_HZ, num_fbank_frames
-from spear.hub import SpearEncoder, from_pretrained
+from spear.encoders.encoder import SpearEncoder
+from spear.encoders.loading import from_pretrained
 from spear.teachers.base import Teacher, TeacherIdentity, check_layer
 from spear.teachers.config import TeacherConfig
 from spear.teachers.source import resolve_model_folder, weights_digest, weights_files

@@ -17,13 +17,12 @@ import torch
 from spear.audio import SAMPLE_RATE_HZ
 from spear.data.corpus.recordings import read_recording
 from spear.encoders.encoder import SpearEncoder
-from spear.encoders.frame_grid import layer_centre_ms, output_centre_ms
+from spear.encoders.frame_grid import STUDENT_RATE_HZ, layer_centre_ms, output_centre_ms
 from spear.encoders.loading import from_pretrained, weights_file
 from spear.errors import ConfigError
 from spear.hub.feature_folder import make_folder
 from spear.hub.info import num_parameters
 from spear.hub.token_heads import TokenHeads, load_token_heads
-from spear.pretrain.collate import STUDENT_RATE_HZ
 from spear.system.device import choose_device
 from spear.system.files import write_text
 from spear.system.markdown import save_figure

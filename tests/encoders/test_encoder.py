@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import spear
+from spear.encoders.config_json import released_fields, student_config
 from spear.encoders.encoder import SpearEncoder
 from spear.encoders.loading import read_weights
-from spear.encoders.released_config import released_fields, student_config
 from spear.errors import AudioError, CheckpointError
 from tests.hub.models import tiny_config, write_folder
 

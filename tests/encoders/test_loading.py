@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 import spear
+from spear.encoders.config_json import released_fields
 from spear.encoders.icefall import to_icefall, write_checkpoint
 from spear.encoders.loading import to_released_names
-from spear.encoders.released_config import released_fields
 from spear.errors import CheckpointError
 from spear.hub.export import EXPORT_FILE, write_model_folder
 from tests.hub.models import export_tiny, tiny_encoder

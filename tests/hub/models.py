@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from spear.encoders.config_json import released_fields
 from spear.encoders.encoder import SpearEncoder
 from spear.encoders.loading import to_released_names
-from spear.encoders.released_config import released_fields
 from spear.hub.export import write_model_folder
 from spear.zipformer import ZipformerConfig
 

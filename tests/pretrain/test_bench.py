@@ -12,10 +12,11 @@ from torch.utils.data import DataLoader
 from spear.data.formats.tars import FileReader
 from spear.data.index.clip_index import ClipIndex, SourceConfig
 from spear.data.index.loader import BatchDataset, Place, open_noise
+from spear.encoders.frame_grid import StudentFrames
 from spear.errors import AudioError
 from spear.pretrain import data_bench as bench
 from spear.pretrain.augment import AugmentConfig, Augmenter
-from spear.pretrain.collate import Collator, StudentFrames, TokenLayout
+from spear.pretrain.collate import Collator, TokenLayout
 from spear.pretrain.data_bench import (
     DECODING,
     FEATURES,

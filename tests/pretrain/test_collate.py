@@ -6,11 +6,11 @@ import torch
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from spear.audio import LOG_EPS, Fbank, num_fbank_frames
+from spear.encoders.frame_grid import StudentFrames
 from spear.errors import ConfigError, TokenError
 from spear.pretrain.collate import (
     Collator,
     Example,
-    StudentFrames,
     TokenLayout,
     align_tokens,
 )

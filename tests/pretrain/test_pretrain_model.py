@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from spear.encoders.frame_grid import StudentFrames
 from spear.errors import ConfigError
-from spear.pretrain.collate import Collator, Example, StudentFrames, TokenLayout
+from spear.pretrain.collate import Collator, Example, TokenLayout
 from spear.pretrain.losses import LossConfig
 from spear.pretrain.masking import MaskConfig, MaskSampler
 from spear.pretrain.model import PretrainModel, TeacherTarget, mask_features

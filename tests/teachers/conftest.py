@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from spear.encoders.config_json import released_fields
 from spear.encoders.loading import to_released_names
-from spear.encoders.released_config import released_fields
 from spear.hub import SpearEncoder
 from spear.teachers.dasheng_network import DashengNetwork, DashengSettings
 from spear.zipformer import ZipformerConfig

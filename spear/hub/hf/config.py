@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from spear.audio.checks import FRAME_HOP, SAMPLE_RATE_HZ
-from spear.encoders.released_config import MODEL_TYPE, released_fields, student_config
+from spear.encoders.config_json import MODEL_TYPE, released_fields, student_config
 from spear.zipformer.config import ZipformerConfig
 
 _DERIVED = (

@@ -8,7 +8,7 @@ from transformers import (
     AutoModelForCTC,
 )
 
-from spear.encoders.released_config import MODEL_TYPE
+from spear.encoders.config_json import MODEL_TYPE
 from spear.hub.hf.config import SpearConfig
 from spear.hub.hf.features import SpearFeatureExtractor
 from spear.hub.hf.model import (

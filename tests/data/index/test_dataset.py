@@ -11,9 +11,10 @@ from spear.data.formats.tars import PairTarWriter
 from spear.data.index.clip_index import ClipIndex, SourceConfig
 from spear.data.index.loader import BatchDataset, BatchLoader, Place, open_noise, token_counts
 from spear.data.index.plan import BatchConfig, BatchPlan
+from spear.encoders.frame_grid import StudentFrames
 from spear.errors import ConfigError, DataError, TokenError
 from spear.pretrain.augment import AugmentConfig, Augmenter
-from spear.pretrain.collate import Collator, StudentFrames, TokenLayout
+from spear.pretrain.collate import Collator, TokenLayout
 from spear.pretrain.masking import MaskConfig, MaskSampler
 from tests.pretrain.small_shards import make_clip, write_corpus, write_shards
 

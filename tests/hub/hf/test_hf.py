@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import spear
+from spear.encoders.config_json import released_fields
 from spear.encoders.encoder import SpearEncoder
-from spear.encoders.released_config import released_fields
 from spear.errors import AudioError, CheckpointError, ConfigError
 from spear.zipformer.schedule import scheduled_floats
 from tests.hub.models import export_tiny, tiny_encoder
