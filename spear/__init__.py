@@ -5,7 +5,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from spear.version import __version__
 
 if TYPE_CHECKING:
     from spear.encoders.encoder import SpearEncoder

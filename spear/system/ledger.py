@@ -21,10 +21,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from spear import __version__
 from spear.errors import SpearError
 from spear.system.energy import EnergyMeter, gpus_in_use
 from spear.system.progress import get_logger
+from spear.version import __version__
 
 FILE_NAME = "ledger.jsonl"
 BEAT_S = 600.0
