@@ -23,6 +23,11 @@ BLOCK_SAMPLES = 1 << 20
 """Most values decoded at once, all channels together: 4 MiB of float32."""
 RATES_HZ = (1000, 1_000_000)
 """Rates outside are a broken header: a second at 1 Hz would become 16,000 samples."""
+AUDIO_SUFFIXES = (
+    {f".{name.lower()}" for name in soundfile.available_formats()}
+    | {".oga", ".opus", ".aif", ".aifc", ".aiff", ".snd", ".sph", ".wave"}
+) - {".raw", ".txt"}
+"""What names of recordings end in; headerless samples are none, since nothing says their rate."""
 _HELD_S = 2.0
 _KINDS = (
     (stat.S_ISDIR, "a folder, not a recording"),

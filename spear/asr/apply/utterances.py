@@ -5,14 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
 from torch import Tensor
 
-from spear.audio import SAMPLE_RATE_HZ, check_audio, read_audio
+from spear.audio import AUDIO_SUFFIXES, SAMPLE_RATE_HZ, check_audio, read_audio
 from spear.data.formats.shards import ShardFolder
 from spear.errors import DataError
-
-AUDIO_SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} | {".aif", ".opus"}
 
 
 @dataclass(frozen=True)

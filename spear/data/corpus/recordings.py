@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from spear.audio import read_audio
+from spear.audio import AUDIO_SUFFIXES, read_audio
 from spear.audio.checks import check_samples
-from spear.data.corpus.scan import AUDIO_SUFFIXES, scan_recordings
+from spear.data.corpus.scan import scan_recordings
 from spear.errors import AudioError, ConfigError, DataError
 from spear.system.progress import get_logger
 

@@ -11,21 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import soundfile
-
-from spear.audio.sound_reader import cause_of
-from spear.data.corpus.archive_members import ARCHIVE_ENDINGS
+from spear.audio.sound_reader import AUDIO_SUFFIXES, cause_of
+from spear.data.corpus.unpack import ARCHIVE_ENDINGS
 from spear.data.formats.manifests import printable
 from spear.errors import DataError
 from spear.system.progress import get_logger
 
 log = get_logger(__name__)
-
-_NOT_RECORDINGS = {".raw", ".txt"}  # headerless samples: libsndfile cannot know their rate
-AUDIO_SUFFIXES = (
-    {f".{name.lower()}" for name in soundfile.available_formats()}
-    | {".oga", ".opus", ".aif", ".aifc", ".aiff", ".snd", ".sph", ".wave"}
-) - _NOT_RECORDINGS
 
 
 @dataclass(frozen=True)

@@ -370,7 +370,7 @@ def test_two_files_of_one_id_are_both_named(tmp_path: Path) -> None:
 
 _LONG = """
 import resource, sys
-from spear.data import prepare, shard
+from spear.data.corpus import prepare, shard
 from spear.data.corpus.prepare import PrepareConfig
 from spear.data.corpus.shard import ShardConfig
 import torch
