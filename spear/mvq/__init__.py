@@ -5,8 +5,8 @@ same interface. `load_quantizer` reads any of them.
 """
 
 from spear.mvq.quantizers.codebooks import CodebookQuantizer
-from spear.mvq.quantizers.kinds import load_quantizer
 from spear.mvq.quantizers.kmeans import KMeansQuantizer
+from spear.mvq.quantizers.loading import load_quantizer
 from spear.mvq.quantizers.quantizer import Quantizer
 from spear.mvq.quantizers.random_projection import RandomProjectionQuantizer
 from spear.mvq.quantizers.residual import ResidualQuantizer

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from spear.errors import ConfigError, DataError
 from spear.mvq.quantizers.codebooks import CodebookQuantizer
-from spear.mvq.quantizers.kinds import load_quantizer
-from spear.mvq.quantizers.quantizer import Quantizer, check_sizes
+from spear.mvq.quantizers.loading import load_quantizer
+from spear.mvq.quantizers.quantizer import Quantizer
 from spear.mvq.quantizers.random_projection import RandomProjectionQuantizer
 from spear.mvq.report import evaluate, write_report
 from spear.mvq.training.baselines import BaselineBudget, check_baseline, train_baseline
@@ -228,7 +228,7 @@ def _check(config: TrainQuantizerConfig) -> None:
             f"held_out_fraction must be above 0 and at most 0.5, not {config.held_out_fraction}"
         )
     if config.method == Quantizer.kind:
-        check_sizes(config.num_codebooks, config.codebook_size)
+        Quantizer.check_sizes(config.num_codebooks, config.codebook_size)
         check_budget(config.budget)
     else:
         sizes = (config.num_codebooks, config.codebook_size)

@@ -19,12 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spear.errors import CheckpointError, ConfigError, DataError, TokenError
-from spear.mvq.quantizers.files import save_quantizer
+from spear.mvq.quantizers.files import read_quantizer, write_quantizer
 
 # Frames per matrix product. Always the same number (the last ones are padded): BLAS may round
 # differently for another shape, and then tokens would depend on the length of the input.
 _CPU_PRODUCT_FRAMES = 256
 _GPU_PRODUCT_FRAMES = 4096
+_FORMAT_VERSION = "1"
 
 Assign = Callable[[Tensor, int], Tensor]
 """(normalised frames (B, D), how many of them count) -> their codes (count, N) integers."""
@@ -52,6 +53,10 @@ class CodebookQuantizer(nn.Module, ABC):
     """Hashed first: two kinds with equal tensors are two quantisers."""
     tensor_names: ClassVar[frozenset[str]] = frozenset({"centers", "channel_mean", "channel_scale"})
     """What a file of this kind holds; also the constructor's arguments."""
+    num_codebooks_range: ClassVar[tuple[int, int]] = (1, 64)
+    """Least and most N."""
+    codebook_size_range: ClassVar[tuple[int, int]] = (2, 256)
+    """Least and most K."""
 
     centers: Tensor
     channel_mean: Tensor
@@ -79,14 +84,20 @@ class CodebookQuantizer(nn.Module, ABC):
             raise ConfigError("channel_scale of the quantiser must be above 0 everywhere")
         self.metadata: dict[str, str] = dict(metadata or {})
 
-    @staticmethod
-    @abstractmethod
-    def check_sizes(num_codebooks: int, codebook_size: int) -> None:
+    @classmethod
+    def check_sizes(cls, num_codebooks: int, codebook_size: int) -> None:
         """Refuses numbers that this kind cannot work with.
 
         Raises:
             ConfigError: N or K is out of range.
         """
+        for name, value, (least, most) in (
+            ("num_codebooks", num_codebooks, cls.num_codebooks_range),
+            ("codebook_size", codebook_size, cls.codebook_size_range),
+        ):
+            if not least <= value <= most:
+                allowed = str(most) if least == most else f"{least} to {most}"
+                raise ConfigError(f"{name} must be {allowed}, not {value}, for {cls.kind}")
 
     @property
     def num_codebooks(self) -> int:
@@ -180,7 +191,8 @@ class CodebookQuantizer(nn.Module, ABC):
 
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file, whole or not at all."""
-        save_quantizer(Path(path), self)
+        tensors = {name: tensor.detach().cpu() for name, tensor in self.named_buffers()}
+        write_quantizer(Path(path), tensors, self.metadata | self._own_metadata())
 
     @classmethod
     def load(
@@ -191,31 +203,65 @@ class CodebookQuantizer(nn.Module, ABC):
         Raises:
             CheckpointError: The file is missing, broken, of an unknown version or another kind.
         """
-        from spear.mvq.quantizers.kinds import load_quantizer
-
-        quantizer = load_quantizer(path, device)
-        if not isinstance(quantizer, cls):
+        tensors, metadata = read_quantizer(Path(path))
+        if metadata["kind"] != cls.kind:
             raise CheckpointError(
-                f"{path} is a quantiser of kind {quantizer.kind!r}, not {cls.kind!r}: read it with "
-                "spear.mvq.load_quantizer"
+                f"{path} is a quantiser of kind {metadata['kind']!r}, not {cls.kind!r}: read it "
+                "with spear.mvq.load_quantizer"
             )
-        return quantizer
+        return cls.from_file(path, tensors, metadata).to(device)
 
     @classmethod
-    def from_tensors(
-        cls: type[AnyQuantizer], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+    def from_file(
+        cls: type[AnyQuantizer],
+        path: str | Path,
+        tensors: Mapping[str, Tensor],
+        metadata: Mapping[str, str],
     ) -> AnyQuantizer:
-        """Makes a quantiser of what its file holds, the tensors by name.
+        """Makes a quantiser of what a file holds.
+
+        Args:
+            path: The file, for messages.
+            tensors: Its tensors by name.
+            metadata: Its metadata, all of them.
 
         Raises:
-            ConfigError: They do not fit together.
+            CheckpointError: The version is unknown, or the tensors are not those that were saved.
         """
-        return cls(**tensors, metadata=metadata)
+        version = metadata.get("format_version")
+        if version != _FORMAT_VERSION or set(tensors) != cls.tensor_names:
+            raise CheckpointError(
+                f"{path} is no quantiser of format version {_FORMAT_VERSION} (version {version}, "
+                f"tensors {sorted(tensors)}): make it with `spear train-quantizer`"
+            )
+        try:
+            quantizer = cls(**tensors, metadata=metadata)
+        except ConfigError as error:
+            raise CheckpointError(f"{path} is a broken quantiser: {error}") from error
+        own = quantizer._own_metadata()
+        if own["id"] != metadata.get("id"):
+            raise CheckpointError(
+                f"{path} is broken: its tensors have the id {own['id']}, but it was saved as "
+                f"{metadata.get('id')}; copy or train it again"
+            )
+        quantizer.metadata = {key: value for key, value in metadata.items() if key not in own}
+        return quantizer
 
     def teacher(self) -> dict[str, object]:
         """Returns the teacher's identity from the metadata; empty when it was not given."""
         identity = json.loads(self.metadata.get("teacher", "{}"))
         return identity if isinstance(identity, dict) else {}
+
+    def _own_metadata(self) -> dict[str, str]:
+        """Returns what a file says of the quantiser beside `metadata`."""
+        return {
+            "format_version": _FORMAT_VERSION,
+            "dim": str(self.dim),
+            "num_codebooks": str(self.num_codebooks),
+            "codebook_size": str(self.codebook_size),
+            "id": self.id,
+            "kind": self.kind,
+        }
 
     @abstractmethod
     def _assigner(self) -> Assign:
@@ -281,13 +327,3 @@ class CodebookQuantizer(nn.Module, ABC):
             )
         if not x.is_floating_point():
             raise ConfigError(f"frames must be floating point, not {x.dtype}")
-
-
-def check_range(name: str, value: int, least: int, most: int) -> None:
-    """Refuses a number outside of least..most.
-
-    Raises:
-        ConfigError: It names the number and its range.
-    """
-    if not least <= value <= most:
-        raise ConfigError(f"{name} must be {least} to {most}, not {value}")

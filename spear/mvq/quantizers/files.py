@@ -1,12 +1,10 @@
 """The file of a quantiser: safetensors, with the kind and the origin in its metadata.
 
-`save_quantizer` writes the tensors of any kind, `read_quantizer` gives back what is in a file after
-checking that it is whole. What kind of object that becomes, `spear.mvq.quantizers.kinds` knows.
+Tensors and text only: what they make, `spear.mvq.quantizers.codebooks` and `.loading` know.
 """
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
@@ -15,27 +13,18 @@ from torch import Tensor
 from spear.errors import CheckpointError
 from spear.system.files import atomic_path
 
-if TYPE_CHECKING:
-    from spear.mvq.quantizers.codebooks import CodebookQuantizer
-
-FORMAT_VERSION = "1"
-OWN_KEYS = ("format_version", "dim", "num_codebooks", "codebook_size", "id", "kind")
-"""Metadata that `save_quantizer` adds; the rest is the quantiser's own."""
+_FIRST_KIND = "mvq"
 
 
-def save_quantizer(path: Path, quantizer: "CodebookQuantizer") -> None:
+def write_quantizer(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Writes one safetensors file, whole or not at all."""
-    tensors = {name: tensor.detach().cpu() for name, tensor in quantizer.named_buffers()}
-    sizes = (quantizer.dim, quantizer.num_codebooks, quantizer.codebook_size)
-    own = (FORMAT_VERSION, *map(str, sizes), quantizer.id, quantizer.kind)
-    metadata = {**quantizer.metadata, **dict(zip(OWN_KEYS, own, strict=True))}
     content = _with_sorted_header(serialize(tensors, metadata=metadata))
     with atomic_path(path) as partial:
         partial.write_bytes(content)
 
 
 def read_quantizer(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Returns tensors and metadata of a safetensors file.
+    """Returns tensors and metadata of a safetensors file; `kind` is always in the latter.
 
     Raises:
         CheckpointError: The file is missing or cannot be read.
@@ -47,7 +36,8 @@ def read_quantizer(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as stream:
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-            return tensors, dict(stream.metadata() or {})
+            # Files from before there were kinds do not name theirs.
+            return tensors, {"kind": _FIRST_KIND, **(stream.metadata() or {})}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read as safetensors ({error})") from error
 

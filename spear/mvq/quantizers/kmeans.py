@@ -14,11 +14,9 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from spear.errors import ConfigError
-from spear.mvq.quantizers.codebooks import Assign, CodebookQuantizer, check_range
+from spear.mvq.quantizers.codebooks import Assign, CodebookQuantizer
 
 _BLOCK_FRAMES = 4096
-_MAX_CODEBOOK_SIZE = 4096
 
 
 class KMeansQuantizer(CodebookQuantizer):
@@ -29,15 +27,8 @@ class KMeansQuantizer(CodebookQuantizer):
 
     kind = "kmeans"
     id_prefix = b"kmeans\n"
-
-    @staticmethod
-    def check_sizes(num_codebooks: int, codebook_size: int) -> None:
-        """See `CodebookQuantizer.check_sizes`."""
-        if num_codebooks != 1:
-            raise ConfigError(
-                f"k-means has a single codebook: num_codebooks must be 1, not {num_codebooks}"
-            )
-        check_range("codebook_size of k-means", codebook_size, 2, _MAX_CODEBOOK_SIZE)
+    num_codebooks_range = (1, 1)
+    codebook_size_range = (2, 4096)
 
     def _assigner(self) -> Assign:
         nearest = NearestCenter(self.centers[0])

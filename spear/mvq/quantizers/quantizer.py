@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from spear.errors import ConfigError
-from spear.mvq.quantizers.codebooks import Assign, CodebookQuantizer, check_range
+from spear.mvq.multi_quantization import export_state, import_state
+from spear.mvq.quantizers.codebooks import Assign, CodebookQuantizer
 from spear.mvq.search.joint import search
 from spear.mvq.search.products import ProductTable, inner_products
 
-_MAX_CODEBOOKS, _MAX_CODEBOOK_SIZE = 64, 256
 _PRODUCTS_PER_SEARCH = 8
 
 NUM_PASSES, BEAM_WIDTH = 6, 16
@@ -30,7 +30,8 @@ class Quantizer(CodebookQuantizer):
     Args:
         centers: (N, K, D) float32.
         classifier_weight: (N * K, D) float32; with `classifier_bias` (N * K,) it gives logits
-            whose largest per codebook is the first guess. Without it the search begins undecided.
+            whose largest per codebook is the first guess. Without it, or with an empty one, the
+            search begins undecided.
         classifier_bias: See `classifier_weight`.
         channel_mean: (D,) subtracted from frames; zeros by default.
         channel_scale: (D,) that frames are divided by; ones by default.
@@ -61,29 +62,13 @@ class Quantizer(CodebookQuantizer):
         )
         if (classifier_weight is None) != (classifier_bias is None):
             raise ConfigError("classifier_weight and classifier_bias go together")
-        num_codes = self.num_codebooks * self.codebook_size
         if classifier_weight is None or classifier_bias is None:
             classifier_weight, classifier_bias = torch.empty(0, self.dim), torch.empty(0)
-            num_codes = 0
+        num_codes = self.num_codebooks * self.codebook_size if len(classifier_weight) else 0
         shape = (num_codes, self.dim)
         self._add_tensor("classifier_weight", classifier_weight, shape, centers.device)
         self._add_tensor("classifier_bias", classifier_bias, (num_codes,), centers.device)
         self._table: tuple[tuple[int, int, torch.device], ProductTable] | None = None
-
-    @staticmethod
-    def check_sizes(num_codebooks: int, codebook_size: int) -> None:
-        """See `check_sizes` of this module."""
-        check_sizes(num_codebooks, codebook_size)
-
-    @classmethod
-    def from_tensors(
-        cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
-    ) -> "Quantizer":
-        """See `CodebookQuantizer.from_tensors`; empty classifiers are none."""
-        kept = dict(tensors)
-        if len(kept["classifier_weight"]) == 0:
-            del kept["classifier_weight"], kept["classifier_bias"]
-        return cls(**kept, metadata=metadata)
 
     @property
     def has_classifiers(self) -> bool:
@@ -155,9 +140,7 @@ class Quantizer(CodebookQuantizer):
         Raises:
             CheckpointError: Keys are missing or unknown, or shapes do not fit.
         """
-        from spear.mvq.reference_import import convert_state
-
-        tensors, source = convert_state(state_dict)
+        tensors, source = import_state(state_dict)
         return cls(
             **tensors,
             channel_mean=channel_mean,
@@ -186,9 +169,9 @@ class Quantizer(CodebookQuantizer):
             ConfigError: Channels have scales of their own, which the package cannot express, or N
                 or K is no power of two, or K is below 16.
         """
-        from spear.mvq.reference_export import export_state
-
-        return export_state(self, of_normalized_frames=of_normalized_frames)
+        names = (self.metadata.get("source_id", ""), self.id)
+        tensors = dict(self.named_buffers())
+        return export_state(tensors, names, of_normalized_frames=of_normalized_frames)
 
     def first_guess(self, normalized: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Returns (B, N) int64 by the classifiers, which must be there, for frames (B, D)."""
@@ -218,13 +201,3 @@ class Quantizer(CodebookQuantizer):
             return search(table, unary, guess, num_passes=num_passes, beam_width=beam_width)
 
         return assign
-
-
-def check_sizes(num_codebooks: int, codebook_size: int) -> None:
-    """Refuses numbers that one-byte tokens and the search cannot hold.
-
-    Raises:
-        ConfigError: N is not in 1..64 or K not in 2..256.
-    """
-    check_range("num_codebooks", num_codebooks, 1, _MAX_CODEBOOKS)
-    check_range("codebook_size", codebook_size, 2, _MAX_CODEBOOK_SIZE)

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from spear.errors import ConfigError
-from spear.mvq.quantizers.codebooks import Assign, CodebookQuantizer, check_range
+from spear.mvq.quantizers.codebooks import Assign, CodebookQuantizer
 from spear.mvq.training.statistics import CodeStatistics
 
 _BLOCK_FRAMES = 4096
-_MAX_CODEBOOKS, _MAX_CODEBOOK_SIZE = 64, 8192
 # The fit holds a square table of so many rows: 2 GB.
 _MAX_CODES = 1 << 14
 # In frames; only keeps the system solvable: a constant may move from one codebook to another.
@@ -45,6 +44,7 @@ class RandomProjectionQuantizer(CodebookQuantizer):
     kind = "random-projection"
     id_prefix = b"random-projection\n"
     tensor_names = CodebookQuantizer.tensor_names | {"projection", "directions"}
+    codebook_size_range = (2, 8192)
 
     projection: Tensor
     directions: Tensor
@@ -67,11 +67,10 @@ class RandomProjectionQuantizer(CodebookQuantizer):
         self._add_tensor("projection", projection, (books, projected_dim, dim), centers.device)
         self._add_tensor("directions", directions, (books, size, projected_dim), centers.device)
 
-    @staticmethod
-    def check_sizes(num_codebooks: int, codebook_size: int) -> None:
+    @classmethod
+    def check_sizes(cls, num_codebooks: int, codebook_size: int) -> None:
         """See `CodebookQuantizer.check_sizes`."""
-        check_range("num_codebooks", num_codebooks, 1, _MAX_CODEBOOKS)
-        check_range("codebook_size of a random projection", codebook_size, 2, _MAX_CODEBOOK_SIZE)
+        super().check_sizes(num_codebooks, codebook_size)
         if num_codebooks * codebook_size > _MAX_CODES:
             raise ConfigError(
                 f"{num_codebooks} codebooks of {codebook_size} are more than {_MAX_CODES:,} codes: "

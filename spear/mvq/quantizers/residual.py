@@ -9,12 +9,11 @@ greedily, not jointly.
 import torch
 from torch import Tensor
 
-from spear.mvq.quantizers.codebooks import Assign, CodebookQuantizer, check_range
+from spear.mvq.quantizers.codebooks import Assign, CodebookQuantizer
 from spear.mvq.quantizers.kmeans import NearestCenter, lloyd
 from spear.system.progress import progress
 
 _BLOCK_FRAMES = 4096
-_MAX_CODEBOOKS, _MAX_CODEBOOK_SIZE = 64, 256
 
 
 class ResidualQuantizer(CodebookQuantizer):
@@ -26,12 +25,6 @@ class ResidualQuantizer(CodebookQuantizer):
 
     kind = "residual"
     id_prefix = b"residual\n"
-
-    @staticmethod
-    def check_sizes(num_codebooks: int, codebook_size: int) -> None:
-        """See `CodebookQuantizer.check_sizes`."""
-        check_range("num_codebooks", num_codebooks, 1, _MAX_CODEBOOKS)
-        check_range("codebook_size of residual VQ", codebook_size, 2, _MAX_CODEBOOK_SIZE)
 
     def _assigner(self) -> Assign:
         stages = [(NearestCenter(centers), centers) for centers in self.centers]

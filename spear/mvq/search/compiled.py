@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spear.mvq.search.joint import MAX_SWEEPS
+from spear.mvq.search.limits import MAX_SWEEPS, num_kept
 from spear.mvq.search.products import ProductTable
 from spear.system.numba_functions import compiled
 
@@ -20,6 +20,7 @@ _MIN_FRAMES_PER_THREAD = 16
 _GROUP = 32
 _PLACES = 1 << 31
 _LAST_KEY = (1 << 62) + ((1 << 62) - 1)
+_num_kept = compiled()(num_kept)
 
 
 def search(
@@ -140,16 +141,6 @@ def _make_candidates(num_codebooks: int, capacity: int) -> _Candidates:
         np.empty((num_codebooks, capacity), np.float32),
         np.empty((num_codebooks, num_codebooks, capacity), np.int32),
     )
-
-
-@compiled()
-def num_kept(beam_width: int, length: int) -> int:
-    """The same as `spear.mvq.search.merge_pass.num_kept`."""
-    doublings = 0
-    while length >= 4:
-        length //= 4
-        doublings += 1
-    return beam_width << doublings
 
 
 @compiled()
@@ -366,7 +357,7 @@ def _merge(
             for y in range(num_b):
                 row[y] += own[slots[y]]
     values[0] = np.inf  # the current choice is kept in any case
-    count = min(1 if is_last else num_kept(beam_width, end - first) - 1, num_a * num_b - 1)
+    count = min(1 if is_last else _num_kept(beam_width, end - first) - 1, num_a * num_b - 1)
     _select(num_a * num_b, count, scratch)
     after.first[target], after.length[target], after.count[target] = first, end - first, count + 1
     after.deltas[target, 0] = 0

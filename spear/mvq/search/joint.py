@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spear.mvq.search.limits import MAX_SWEEPS
 from spear.mvq.search.merge_pass import block_frames, merge_pass
 from spear.mvq.search.products import ProductTable
 from spear.system.numba_functions import is_installed
 from spear.system.progress import get_logger
 
-MAX_SWEEPS = 16
 _logger = get_logger(__name__)
 
 

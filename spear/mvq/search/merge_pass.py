@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spear.mvq.search.limits import num_kept
 from spear.mvq.search.products import ProductTable
 
 # Elements of the largest temporary table of one block of frames. Small blocks stay in the cache of
@@ -39,15 +40,6 @@ class _Groups:
     def part(self, groups: slice) -> "_Groups":
         """Returns the same for some of the groups only."""
         return _Groups(self.deltas[:, groups], self.slots[:, groups], self.shortlist[:, groups])
-
-
-def num_kept(beam_width: int, num_codebooks: int) -> int:
-    """Returns how many candidates a group of so many codebooks keeps.
-
-    The number doubles whenever groups become four times longer, as in `multi_quantization`:
-    16, 16, 32, 32, 64 for groups of 1, 2, 4, 8, 16 codebooks and a beam width of 16.
-    """
-    return beam_width << ((num_codebooks.bit_length() - 1) // 2)
 
 
 def merge_pass(table: ProductTable, unary: Tensor, codes: Tensor, beam_width: int) -> Tensor:

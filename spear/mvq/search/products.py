@@ -56,15 +56,6 @@ class ProductTable:
         coupling = F.embedding_bag(codes + self.first_rows, self.cross, mode="sum")
         return coupling.add_(unary)
 
-    def squared_errors(self, frames: Tensor, codes: Tensor) -> Tensor:
-        """Returns (B,): the squared error of every frame (B, D) under its codes (B, N)."""
-        return (frames - self.decode(codes)).square().sum(dim=1)
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """Returns (B, D): the sum of the chosen centres; codes are (B, N) integers."""
-        rows = codes.long() + self.first_rows
-        return F.embedding_bag(rows, self.centered, mode="sum") + self.offset
-
 
 def inner_products(x: Tensor, y: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Returns (B, M) float32: <x, y> of every row of x (B, D) with every row of y (M, D).

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from spear.errors import ConfigError
 from spear.mvq.quantizers.codebooks import CodebookQuantizer
-from spear.mvq.quantizers.kinds import KINDS
 from spear.mvq.quantizers.kmeans import KMeansQuantizer, lloyd
+from spear.mvq.quantizers.loading import QUANTIZERS
 from spear.mvq.quantizers.random_projection import (
     RandomProjectionQuantizer,
     fit_decoding,
@@ -91,7 +91,7 @@ def train_baseline(
     points = points.sub_(mean.to(points)).div_(scale.to(points)).to(device)
     tensors = _fit(kind, points, (num_codebooks, codebook_size), generator, budget)
     tensors |= {"channel_mean": mean, "channel_scale": scale}
-    return KINDS[kind].from_tensors(tensors, metadata or {}).to(device)
+    return QUANTIZERS[kind](**tensors, metadata=metadata).to(device)
 
 
 def check_baseline(
@@ -104,7 +104,7 @@ def check_baseline(
     """
     if kind not in BASELINES:
         raise ConfigError(f"no baseline is called {kind!r}; there are {', '.join(BASELINES)}")
-    KINDS[kind].check_sizes(num_codebooks, codebook_size)
+    QUANTIZERS[kind].check_sizes(num_codebooks, codebook_size)
     if budget.num_iterations < 1 or budget.projected_dim < 1:
         raise ConfigError("baseline.num_iterations and projected_dim must be at least 1")
     if budget.max_frames < codebook_size:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from spear.mvq.quantizers.quantizer import Quantizer, check_sizes
+from spear.mvq.quantizers.quantizer import Quantizer
 from spear.mvq.training.alternation import Alternation, Round
 from spear.mvq.training.budget import TrainingBudget, check_budget
 from spear.mvq.training.frames import (
@@ -80,7 +80,7 @@ def train_quantizer(
     """
     budget = budget or TrainingBudget()
     ranks = ranks or Ranks(torch.device(device))
-    check_sizes(num_codebooks, codebook_size)
+    Quantizer.check_sizes(num_codebooks, codebook_size)
     check_budget(budget)
     rows = torch.arange(len(frames)) if rows is None else rows
     check_training_frames(frames.shape, len(rows), codebook_size)
