@@ -16,13 +16,9 @@ from torch import Tensor
 
 from spear.errors import ConfigError
 from spear.mvq.quantizers.codebooks import Assign, CodebookQuantizer
-from spear.mvq.training.statistics import CodeStatistics
 
-_BLOCK_FRAMES = 4096
 # The fit holds a square table of so many rows: 2 GB.
 _MAX_CODES = 1 << 14
-# In frames; only keeps the system solvable: a constant may move from one codebook to another.
-_RIDGE = 1e-3
 
 
 class RandomProjectionQuantizer(CodebookQuantizer):
@@ -109,29 +105,3 @@ def random_projections(
     uniform = torch.rand(num_codebooks, projected_dim, dim, generator=generator)
     normal = torch.randn(num_codebooks, codebook_size, projected_dim, generator=generator)
     return bound * (2 * uniform - 1), torch.nn.functional.normalize(normal, dim=2)
-
-
-def fit_decoding(points: Tensor, codes: Tensor, codebook_size: int) -> Tensor:
-    """The vectors whose sums come nearest to frames, in least squares.
-
-    Args:
-        points: (F, D) float32 normalised frames.
-        codes: (F, N) their codes.
-        codebook_size: K.
-
-    Returns:
-        (N, K, D) float32; a code that no frame has adds its share of the mean.
-    """
-    num_codebooks = codes.shape[1]
-    statistics = CodeStatistics(
-        num_codebooks,
-        codebook_size,
-        points.shape[1],
-        largest_value=max(2 * float(points.abs().max()), 1e-20),
-        max_frames=len(points),
-        device=points.device,
-    )
-    mean = points.mean(dim=0)
-    for block, own in zip(points.split(_BLOCK_FRAMES), codes.split(_BLOCK_FRAMES), strict=True):
-        statistics.accumulate(block - mean, own)
-    return statistics.least_squares(ridge=_RIDGE) + mean / num_codebooks

@@ -14,11 +14,7 @@ from spear.errors import ConfigError
 from spear.mvq.quantizers.codebooks import CodebookQuantizer
 from spear.mvq.quantizers.kmeans import KMeansQuantizer, lloyd
 from spear.mvq.quantizers.loading import QUANTIZERS
-from spear.mvq.quantizers.random_projection import (
-    RandomProjectionQuantizer,
-    fit_decoding,
-    random_projections,
-)
+from spear.mvq.quantizers.random_projection import RandomProjectionQuantizer, random_projections
 from spear.mvq.quantizers.residual import ResidualQuantizer, residual_centers
 from spear.mvq.training.frames import (
     Frames,
@@ -27,8 +23,12 @@ from spear.mvq.training.frames import (
     normalization,
     read_rows,
 )
+from spear.mvq.training.statistics import CodeStatistics
 from spear.system.progress import progress
 
+_BLOCK_FRAMES = 4096
+# In frames; only keeps the system solvable: a constant may move from one codebook to another.
+_RIDGE = 1e-3
 BASELINES = (KMeansQuantizer.kind, ResidualQuantizer.kind, RandomProjectionQuantizer.kind)
 
 
@@ -134,3 +134,29 @@ def _fit(
     )
     centers = fit_decoding(points, blank.encode(points), sizes[1])
     return {"centers": centers, "projection": projection, "directions": directions}
+
+
+def fit_decoding(points: Tensor, codes: Tensor, codebook_size: int) -> Tensor:
+    """The vectors whose sums come nearest to frames, in least squares.
+
+    Args:
+        points: (F, D) float32 normalised frames.
+        codes: (F, N) their codes.
+        codebook_size: K.
+
+    Returns:
+        (N, K, D) float32; a code that no frame has adds its share of the mean.
+    """
+    num_codebooks = codes.shape[1]
+    statistics = CodeStatistics(
+        num_codebooks,
+        codebook_size,
+        points.shape[1],
+        largest_value=max(2 * float(points.abs().max()), 1e-20),
+        max_frames=len(points),
+        device=points.device,
+    )
+    mean = points.mean(dim=0)
+    for block, own in zip(points.split(_BLOCK_FRAMES), codes.split(_BLOCK_FRAMES), strict=True):
+        statistics.accumulate(block - mean, own)
+    return statistics.least_squares(ridge=_RIDGE) + mean / num_codebooks

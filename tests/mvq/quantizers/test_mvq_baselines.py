@@ -24,8 +24,9 @@ from spear.mvq import (
     train_baseline,
 )
 from spear.mvq.quantizers.kmeans import NearestCenter, lloyd
-from spear.mvq.quantizers.random_projection import fit_decoding, random_projections
+from spear.mvq.quantizers.random_projection import random_projections
 from spear.mvq.report import evaluate, write_report
+from spear.mvq.training.baselines import fit_decoding
 from tests.mvq.mvq_frames import correlated_frames, random_centers, relative_error
 
 DIM = 16
