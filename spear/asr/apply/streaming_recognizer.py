@@ -8,55 +8,11 @@ import torch
 from torch import Tensor
 
 from spear.asr.model import AsrModel, Transcript
-from spear.asr.search.ctc import BLANK_ID, CtcHead, Hypothesis
-from spear.asr.search.transducer_search import TransducerStream
-from spear.asr.transducer import TransducerModel
+from spear.asr.search.search import begin_greedy
 from spear.audio import Fbank
 from spear.audio.fbank_stream import FbankStream
 from spear.errors import ConfigError
-from spear.zipformer import Zipformer
 from spear.zipformer.streaming import ZipformerStream
-
-
-class CtcStream:
-    """One stream of fbank frames, read by CTC.
-
-    Args:
-        encoder: A causal Zipformer in evaluation mode.
-        head: What reads its frames.
-
-    Raises:
-        ConfigError: The encoder cannot stream.
-    """
-
-    def __init__(self, encoder: Zipformer, head: CtcHead) -> None:
-        self._stream = ZipformerStream(encoder)
-        self._head = head
-        self._found = Hypothesis([], [])
-        self._num_frames = 0
-        self._previous = BLANK_ID
-
-    def push(self, fbank: Tensor) -> Hypothesis:
-        """Takes the next frames (T, M) float; returns all that was recognised so far."""
-        return self._read(self._stream.push(fbank))
-
-    def finish(self) -> Hypothesis:
-        """Ends the stream; returns all that was recognised."""
-        return self._read(self._stream.finish())
-
-    @torch.no_grad()
-    def _read(self, frames: Tensor) -> Hypothesis:
-        """Takes encoder frames (T, D): a token begins where the best one changes."""
-        best: list[int] = []
-        if len(frames):
-            best = self._head(frames.unsqueeze(0))[0].argmax(dim=-1).tolist()
-        for frame, token in enumerate(best, start=self._num_frames):
-            if token not in (BLANK_ID, self._previous):
-                self._found.tokens.append(token)
-                self._found.frames.append(frame)
-            self._previous = token
-        self._num_frames += len(best)
-        return self._found
 
 
 class StreamingRecognizer:
@@ -78,11 +34,8 @@ class StreamingRecognizer:
                 f"a recogniser of layers {model.layers!r} cannot stream: train it with layers last"
             )
         self._model = model
-        self._stream: CtcStream | TransducerStream
-        if isinstance(model, TransducerModel):
-            self._stream = TransducerStream(model, model.decoder, model.joiner)
-        else:
-            self._stream = CtcStream(model, model.ctc_head)
+        self._stream = ZipformerStream(model)
+        self._search = begin_greedy(model, batch_size=1)
         fbank = Fbank(num_mel_bins=model.config.feature_dim)
         self._fbank = FbankStream(fbank.to(next(model.parameters()).device))
         self.transcript = Transcript("", [], [])
@@ -102,16 +55,19 @@ class StreamingRecognizer:
         from spear.audio.checks import check_samples  # the hub needs this package
 
         check_samples(audio)
-        return self._take(self._stream.push(self._fbank.push(audio)))
+        return self._read(self._stream.push(self._fbank.push(audio)))
 
     def finish(self) -> Transcript:
         """Ends the recording; returns all of its text."""
-        self._stream.push(self._fbank.finish())
-        self._take(self._stream.finish())
+        self._read(self._stream.push(self._fbank.finish()))
+        self._read(self._stream.finish())
         return self.transcript
 
-    def _take(self, found: Hypothesis) -> list[str]:
+    def _read(self, frames: Tensor) -> list[str]:
+        """Searches the next encoder frames (T, D); returns the tokens that are new."""
         num_before = len(self.transcript.tokens)
+        self._search.read(frames.unsqueeze(0), torch.tensor([len(frames)]))
+        (found,) = self._search.results()
         if len(found.tokens) > num_before:
             self.transcript = self._model.transcript(found)
         return self.transcript.tokens[num_before:]

@@ -7,6 +7,7 @@ neighbours needs L + R frames; where there are fewer its probability is zero and
 Such utterances are left out of the loss, and counted, so that whoever trains can name them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 BLANK_ID = 0
+PART_FRAMES = 6000
+"""Frames that are scored at once (two minutes at 50 Hz): scores of all tokens over an hour would
+fill the memory."""
 
 
 class CtcHead(nn.Module):
@@ -105,28 +109,46 @@ class Hypothesis:
     """Log-probability, with what a language model adds, where the search computes one."""
 
 
-@torch.no_grad()
-def greedy_decode(log_probs: Tensor, lens: Tensor) -> list[Hypothesis]:
-    """Takes the best token of every frame, merges repeats and removes blanks.
+class CtcGreedy:
+    """Takes the best token of every frame, merges repeats and removes blanks, part by part.
 
     Args:
-        log_probs: (B, T, V) log-probabilities (any scores with the same order will do).
-        lens: (B,) int64, valid frames.
-
-    Returns:
-        One hypothesis per utterance.
+        score: Turns frames (B, T, D) into (B, T, V) log-probabilities, e.g. a `CtcHead`; any scores
+            with the same order will do.
+        batch_size: B.
     """
-    num_frames = log_probs.size(1)
-    if num_frames == 0:
-        return [Hypothesis([], []) for _ in range(log_probs.size(0))]
-    best = log_probs.argmax(dim=-1)
-    previous = F.pad(best[:, :-1], (1, 0), value=BLANK_ID)
-    valid = torch.arange(num_frames, device=best.device) < lens.to(best.device).unsqueeze(1)
-    begins = (best != BLANK_ID) & (best != previous) & valid
-    utterances, frames = begins.nonzero(as_tuple=True)
-    counts = begins.sum(dim=1).tolist()
-    tokens = best[utterances, frames].cpu().split(counts)
-    return [
-        Hypothesis(ids.tolist(), times.tolist())
-        for ids, times in zip(tokens, frames.cpu().split(counts), strict=True)
-    ]
+
+    def __init__(self, score: Callable[[Tensor], Tensor], batch_size: int) -> None:
+        self._score = score
+        self._found = [Hypothesis([], []) for _ in range(batch_size)]
+        self._previous = torch.full((batch_size, 1), BLANK_ID)
+        self._num_frames = 0
+
+    @torch.no_grad()
+    def read(self, frames: Tensor, lens: Tensor) -> None:
+        """Reads the next frames (B, T, D), valid as `lens` (B,) int64 says."""
+        num_frames = frames.size(1)
+        if num_frames == 0:
+            return
+        best = self._score(frames).argmax(dim=-1)
+        before = torch.cat([self._previous.to(best.device), best[:, :-1]], dim=1)
+        valid = torch.arange(num_frames, device=best.device) < lens.to(best.device).unsqueeze(1)
+        begins = (best != BLANK_ID) & (best != before) & valid
+        rows, places = begins.nonzero(as_tuple=True)
+        tokens = best[rows, places].tolist()
+        for row, token, place in zip(rows.tolist(), tokens, places.tolist(), strict=True):
+            self._found[row].tokens.append(token)
+            self._found[row].frames.append(self._num_frames + place)
+        self._previous = best[:, -1:]
+        self._num_frames += num_frames
+
+    def results(self) -> list[Hypothesis]:
+        """Returns what has been found so far, a hypothesis per utterance."""
+        return [Hypothesis([*one.tokens], [*one.frames]) for one in self._found]
+
+
+def greedy_decode(log_probs: Tensor, lens: Tensor) -> list[Hypothesis]:
+    """Searches (B, T, V) log-probabilities, of which `lens` (B,) int64 are valid, greedily."""
+    search = CtcGreedy(nn.Identity(), len(log_probs))
+    search.read(log_probs, lens)
+    return search.results()

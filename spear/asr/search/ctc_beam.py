@@ -7,14 +7,15 @@ of words only the words that it knows.
 """
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from spear.asr.search.ctc import BLANK_ID, Hypothesis
+from spear.asr.search.ctc import BLANK_ID, PART_FRAMES, Hypothesis
 from spear.asr.search.hotwords import Hotwords
 from spear.asr.search.ngram import dictionary_of, load_ngram, read_words
 from spear.asr.tokenizer import Tokenizer
@@ -26,6 +27,10 @@ logger = get_logger(__name__)
 
 NEVER = -1e9
 """Log-probability of what must not be found; finite, so that sums of it stay numbers."""
+SETTLE_FRAMES = 500
+"""Frames (of a recording that is read in parts) beyond which what was said is settled."""
+MIN_STATES = 100_000
+"""Prefixes whose place among the phrases is kept at least."""
 _LN_10 = math.log(10.0)  # KenLM gives decadic logarithms
 
 
@@ -95,36 +100,57 @@ class CtcBeamSearch:
         )
 
     @torch.no_grad()
-    def __call__(self, log_probs: Tensor, lens: Tensor) -> list[list[Hypothesis]]:
+    def __call__(
+        self, frames: Tensor, lens: Tensor, score: Callable[[Tensor], Tensor] | None = None
+    ) -> list[list[Hypothesis]]:
         """Searches.
 
         Args:
-            log_probs: (B, T, V) float log-probabilities.
+            frames: (B, T, D) float.
             lens: (B,) int64, valid frames.
+            score: Turns frames (T, D) into (T, V) log-probabilities, e.g. a `CtcHead`; they exist
+                for a part of a recording at a time. None: the frames are log-probabilities.
 
         Returns:
-            For each utterance hypotheses of different tokens, the best first; at least one.
+            For each utterance hypotheses of different tokens, the best first; at least one. Those
+            of more than `PART_FRAMES` frames differ near the end alone, and their scores tell
+            no more than which is better.
         """
-        scores = log_probs.float().cpu()
-        return [self._search(one[:length]) for one, length in zip(scores, lens, strict=True)]
+        score = score or nn.Identity()
+        return [
+            self._search(score(part) for part in one[:length].split(PART_FRAMES))
+            for one, length in zip(frames, lens.tolist(), strict=True)
+        ]
 
-    def _search(self, log_probs: Tensor) -> list[Hypothesis]:
-        """Searches one utterance (T, V)."""
-        if len(log_probs) == 0:
-            return [Hypothesis([], [])]
-        emissions = log_probs.clone()
-        emissions[:, self._unknown_id] = NEVER
+    def _search(self, parts: Iterable[Tensor]) -> list[Hypothesis]:
+        """Searches one utterance, of which parts (T, V) come one after another."""
+        self._decoder.decode_begin()
+        path: list[int] = []
         if self._first is not None:
-            first = emissions.new_full((1, self._vocab_size), NEVER)
+            first = torch.full((1, self._vocab_size), NEVER)
             first[0, self._first] = 0.0
-            emissions = torch.cat((first, emissions))
-        found = self._decoder.decode(emissions.data_ptr(), *emissions.shape)
-        hypotheses = [self._hypothesis(one) for one in found]
+            self._decoder.decode_step(first.data_ptr(), *first.shape)
+        for number, log_probs in enumerate(parts):
+            if number:
+                self._settle(path)
+            emissions = log_probs.float().cpu().clone(memory_format=torch.contiguous_format)
+            emissions[:, self._unknown_id] = NEVER
+            self._decoder.decode_step(emissions.data_ptr(), *emissions.shape)
+        self._decoder.decode_end()
+        found = self._decoder.get_all_final_hypothesis()
+        hypotheses = [self._hypothesis([*path, *one.tokens[1:-1]], one.score) for one in found]
         return _join_equal(hypotheses)[: self.num_best] or [Hypothesis([], [])]
 
-    def _hypothesis(self, found: Any) -> Hypothesis:
-        """Reads tokens and the frames where they begin off a path; it has a frame at either end."""
-        path = list(found.tokens)[1:-1]
+    def _settle(self, path: list[int]) -> None:
+        """Decides for the best hypothesis up to some seconds ago: `path`, tokens by frame, grows.
+
+        Every prefix that was ever tried is kept otherwise: gigabytes after an hour.
+        """
+        path += self._decoder.get_best_hypothesis(SETTLE_FRAMES).tokens[1:]
+        self._decoder.prune(SETTLE_FRAMES)
+
+    def _hypothesis(self, path: list[int], score: float) -> Hypothesis:
+        """Reads tokens and the frames where they begin off a path, its token by frame."""
         begins = [
             frame
             for frame, token in enumerate(path)
@@ -132,7 +158,7 @@ class CtcBeamSearch:
         ]
         if self._first is not None:
             begins, path = [frame - 1 for frame in begins[1:]], path[1:]
-        return Hypothesis([path[frame] for frame in begins], begins, float(found.score))
+        return Hypothesis([path[frame] for frame in begins], begins, float(score))
 
     def _token_decoder(self, tokenizer: Tokenizer, hotwords: Hotwords | None) -> Any:
         """Builds the search over tokens."""
@@ -141,7 +167,8 @@ class CtcBeamSearch:
             lm = load_ngram(self.config.lm, dictionary_of(tokenizer.vocabulary))
             weight = self.config.lm_weight * _LN_10
         elif hotwords is not None:
-            lm, weight = phrase_lm(library, hotwords), 1.0
+            tried = self.config.size * (self.config.num_tokens + 1)
+            lm, weight = phrase_lm(library, hotwords, max(MIN_STATES, 2 * tried)), 1.0
         self._lm = lm  # the library does not keep a model of Python's alive
         options = library.LexiconFreeDecoderOptions(
             beam_size=self.config.size,
@@ -214,27 +241,44 @@ def _first_separator(tokenizer: Tokenizer) -> int | None:
     return tokenizer.separator
 
 
-def phrase_lm(library: Any, hotwords: Hotwords) -> Any:
-    """Returns phrases as a language model of flashlight's, which it asks about every new token."""
+def phrase_lm(library: Any, hotwords: Hotwords, max_states: int) -> Any:
+    """Returns phrases as a language model of flashlight's, which it asks about every new token.
+
+    Args:
+        library: flashlight's.
+        hotwords: The phrases.
+        max_states: Prefixes after which those that were not asked for are forgotten; more than two
+            frames bring, as in every frame it asks for those in the beam.
+    """
 
     class PhraseLm(library.LM):  # the library is loaded where it is used
+        """Remembers where every hypothesis stands, for as long as it is asked about it."""
+
         def __init__(self) -> None:
             library.LM.__init__(self)
-            self.states: dict[Any, int] = {}
+            self.recent: dict[Any, int] = {}
+            self.older: dict[Any, int] = {}
 
         def start(self, start_with_nothing: bool) -> Any:
             root = library.LMState()
-            self.states = {root: hotwords.start}  # a new utterance: the old states are let go
+            self.recent, self.older = {root: hotwords.start}, {}
             return root
 
         def score(self, state: Any, token: int) -> tuple[Any, float]:
-            place, gain = hotwords.step(self.states[state], token)
+            place, gain = hotwords.step(self._place(state), token)
             child = state.child(token)
-            self.states[child] = place
+            self.recent[child] = place
             return child, gain
 
         def finish(self, state: Any) -> tuple[Any, float]:
-            return state, hotwords.finish(self.states[state])
+            return state, hotwords.finish(self._place(state))
+
+        def _place(self, state: Any) -> int:
+            if len(self.recent) > max_states:
+                self.recent, self.older = {}, self.recent
+            if state not in self.recent:
+                self.recent[state] = self.older[state]
+            return self.recent[state]
 
     return PhraseLm()
 

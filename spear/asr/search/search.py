@@ -1,9 +1,10 @@
 """How text is searched for in what a recogniser computes: greedily or with a beam, by either head.
 
-A `Search` is the one thing that decoding and transcribing need of a recogniser: features in, for
-each recording its best transcripts out.
+A `Search` is the one thing that decoding and transcribing need of a recogniser: features or
+encoded frames in, for each recording its best transcripts out.
 """
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,10 +12,10 @@ import torch
 from torch import Tensor
 
 from spear.asr.model import AsrModel, Transcript
-from spear.asr.search.ctc import Hypothesis, greedy_decode
+from spear.asr.search.ctc import PART_FRAMES, CtcGreedy, Hypothesis
 from spear.asr.search.ctc_beam import BeamConfig, CtcBeamSearch
 from spear.asr.search.hotwords import HotwordsConfig, load_hotwords
-from spear.asr.search.transducer_search import beam_search
+from spear.asr.search.transducer_search import TransducerGreedy, beam_search
 from spear.asr.transducer import TransducerModel
 from spear.errors import ConfigError
 
@@ -62,8 +63,8 @@ class Search:
     def __init__(self, model: AsrModel, config: SearchConfig | None = None) -> None:
         self.model = model
         self._config = config or SearchConfig()
-        self._transducer = isinstance(model, TransducerModel) and self._config.head == "auto"
-        if not self._transducer and not model.has_ctc:
+        by_transducer = isinstance(model, TransducerModel) and self._config.head == "auto"
+        if not by_transducer and not model.has_ctc:
             raise ConfigError(
                 "search.head ctc: the CTC head of this transducer was never trained "
                 "(transducer.ctc_weight 0)"
@@ -72,7 +73,7 @@ class Search:
         self._hotwords = load_hotwords(self._config.hotwords, model.tokenizer)
         if self._config.method == "greedy":
             return
-        if not self._transducer:
+        if not by_transducer:
             self._ctc_beam = CtcBeamSearch(
                 self._config.beam, model.tokenizer, self._config.num_best, self._hotwords
             )
@@ -90,28 +91,43 @@ class Search:
         Returns:
             For each recording its transcripts, the best first; at least one.
         """
-        found = self._find(*self.model.encode(fbank, lens))
+        return self.find(*self.model.encode(fbank, lens))
+
+    @torch.no_grad()
+    def find(self, frames: Tensor, lens: Tensor) -> list[list[Transcript]]:
+        """Searches what `AsrModel.encode` gave: frames (B, T', D) of which `lens` (B,) are valid.
+
+        However many there are, the scores of all tokens exist for a part of them at a time.
+        """
+        found = self._find(frames, lens)
         return [[self.model.transcript(one) for one in hypotheses] for hypotheses in found]
 
     def _find(self, frames: Tensor, lens: Tensor) -> list[list[Hypothesis]]:
-        """Searches encoded frames (B, T', D), valid as `lens` (B,) says."""
-        if self._transducer:
-            return self._find_by_transducer(frames, lens)
-        log_probs = self.model.ctc_head(frames)
         if self._ctc_beam is not None:
-            return self._ctc_beam(log_probs, lens)
-        return [[one] for one in greedy_decode(log_probs, lens)]
+            return self._ctc_beam(frames, lens, self.model.ctc_head)
+        if self._config.method == "beam":
+            assert isinstance(self.model, TransducerModel)
+            return beam_search(
+                self.model.decoder,
+                self.model.joiner,
+                frames,
+                lens,
+                size=self._config.beam.size,
+                num_best=self._config.num_best,
+                hotwords=self._hotwords,
+            )
+        search = begin_greedy(self.model, len(frames), self._config.head)
+        for start, part in zip(
+            itertools.count(0, PART_FRAMES), frames.split(PART_FRAMES, dim=1), strict=False
+        ):
+            search.read(part, (lens - start).clamp(0, part.size(1)))
+        return [[one] for one in search.results()]
 
-    def _find_by_transducer(self, frames: Tensor, lens: Tensor) -> list[list[Hypothesis]]:
-        assert isinstance(self.model, TransducerModel)
-        if self._config.method == "greedy":
-            return [[one] for one in self.model.greedy(frames, lens)]
-        return beam_search(
-            self.model.decoder,
-            self.model.joiner,
-            frames,
-            lens,
-            size=self._config.beam.size,
-            num_best=self._config.num_best,
-            hotwords=self._hotwords,
-        )
+
+def begin_greedy(
+    model: AsrModel, batch_size: int, head: Literal["auto", "ctc"] = "auto"
+) -> CtcGreedy | TransducerGreedy:
+    """Begins a greedy search that reads the frames of `batch_size` utterances part by part."""
+    if isinstance(model, TransducerModel) and head == "auto":
+        return TransducerGreedy(model.decoder, model.joiner, batch_size)
+    return CtcGreedy(model.ctc_head, batch_size)

@@ -1,11 +1,11 @@
-"""Searches for text in what a transducer computes: greedy, modified beam search, and in a stream.
+"""Searches for text in what a transducer computes: greedy, and modified beam search.
 
-All of them go frame by frame with the whole batch at once. The decoder is stateless, so what has
-to be known of a hypothesis is its last few labels. Times are the frames at which labels are
-written.
+Both take the whole batch at once. The decoder is stateless, so what has to be known of a hypothesis
+is its last few labels, and a step costs the same after an hour as at the beginning. Times are the
+frames at which labels are written.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,221 +15,153 @@ from spear.asr.search.ctc import BLANK_ID, Hypothesis
 from spear.asr.search.hotwords import Hotwords
 from spear.asr.transducer_modules import Decoder, Joiner
 from spear.errors import ConfigError
-from spear.zipformer import Zipformer
-from spear.zipformer.streaming import ZipformerStream
 
 MAX_SYMBOLS = 3
 """Labels that a greedy search writes in one frame at most."""
-
-_Extension = tuple[int, int, float]  # number of the hypothesis, token, score
-
-
-class _GreedyState:
-    """Where the greedy searches of a batch stand.
-
-    Args:
-        decoder: Of the transducer.
-        joiner: Of the transducer.
-        batch_size: B.
-        max_symbols: Labels per frame at most.
-    """
-
-    def __init__(self, decoder: Decoder, joiner: Joiner, batch_size: int, max_symbols: int) -> None:
-        if max_symbols < 1:
-            raise ConfigError(f"max_symbols is {max_symbols}: a frame needs room for one label")
-        self.decoder, self.joiner, self.max_symbols = decoder, joiner, max_symbols
-        self.context = decoder.initial_context(batch_size)
-        self.decoded = self._decode()
-        self.scores = self.decoded.new_zeros(batch_size, dtype=torch.float32)
-        self.hypotheses = [Hypothesis([], []) for _ in range(batch_size)]
-
-    def advance(self, encoded: Tensor, is_there: Tensor, frame: int) -> None:
-        """Reads frame number `frame`, encoded (B, J), of the utterances that have it (B,) bool."""
-        for _ in range(self.max_symbols):
-            log_probs = self.joiner(encoded, self.decoded).float().log_softmax(dim=-1)
-            best, token = log_probs.max(dim=-1)
-            self.scores += torch.where(is_there, best, 0.0)
-            is_there = is_there & (token != BLANK_ID)
-            if not is_there.any():
-                return
-            self._write(token, is_there, frame)
-
-    def results(self) -> list[Hypothesis]:
-        """Returns what has been found so far."""
-        scores = self.scores.tolist()
-        return [
-            replace(one, score=score) for one, score in zip(self.hypotheses, scores, strict=True)
-        ]
-
-    def _write(self, token: Tensor, writes: Tensor, frame: int) -> None:
-        """Appends tokens (B,) where `writes` (B,) says."""
-        longer = torch.cat([self.context[:, 1:], token.unsqueeze(1)], dim=1)
-        self.context = torch.where(writes.unsqueeze(1), longer, self.context)
-        self.decoded = self._decode()
-        for number, label in zip(
-            writes.nonzero().flatten().tolist(), token[writes].tolist(), strict=True
-        ):
-            self.hypotheses[number].tokens.append(label)
-            self.hypotheses[number].frames.append(frame)
-
-    def _decode(self) -> Tensor:
-        """Returns (B, J) for the present context."""
-        decoded: Tensor = self.joiner.decoder_proj(self.decoder(self.context))
-        return decoded[:, 0]
+LOOKAHEAD = 8
+"""Frames that a greedy search scores at once: until a label is written all see the same context."""
 
 
-@torch.no_grad()
-def greedy_search(
-    decoder: Decoder, joiner: Joiner, frames: Tensor, lens: Tensor, max_symbols: int = MAX_SYMBOLS
-) -> list[Hypothesis]:
-    """Takes the best token again and again, and goes to the next frame when it is the blank.
+class TransducerGreedy:
+    """Takes the best token again and again, goes to the next frame when it is the blank.
 
     Args:
         decoder: Of the transducer, in evaluation mode.
         joiner: Of the transducer.
-        frames: (B, T, D) float, encoded.
-        lens: (B,) int64, valid frames.
+        batch_size: B.
         max_symbols: Labels written in one frame at most; icefall's search has 1.
-
-    Returns:
-        One hypothesis per utterance, with the log-probability of the path taken.
 
     Raises:
         ConfigError: `max_symbols` is below 1.
     """
-    state = _GreedyState(decoder, joiner, len(frames), max_symbols)
-    encoded = joiner.encoder_proj(frames)
-    for frame in range(frames.shape[1]):
-        state.advance(encoded[:, frame], frame < lens, frame)
-    return state.results()
-
-
-class TransducerStream:
-    """Recognises one stream of fbank frames that come as they like.
-
-    Args:
-        encoder: A causal Zipformer in evaluation mode, e.g. the transducer's model.
-        decoder: Of the transducer.
-        joiner: Of the transducer.
-        max_symbols: Labels written in one frame at most.
-
-    Raises:
-        ConfigError: The encoder cannot stream, or `max_symbols` is below 1.
-    """
 
     def __init__(
-        self,
-        encoder: Zipformer,
-        decoder: Decoder,
-        joiner: Joiner,
-        max_symbols: int = MAX_SYMBOLS,
+        self, decoder: Decoder, joiner: Joiner, batch_size: int, max_symbols: int = MAX_SYMBOLS
     ) -> None:
-        self._stream = ZipformerStream(encoder)
-        self._state = _GreedyState(decoder, joiner, 1, max_symbols)
+        if max_symbols < 1:
+            raise ConfigError(f"max_symbols is {max_symbols}: a frame needs room for one label")
+        self._decoder, self._joiner, self._max_symbols = decoder, joiner, max_symbols
+        self._context = decoder.initial_context(batch_size)
+        self._scores = torch.zeros(batch_size, device=self._context.device)
+        self._found = [Hypothesis([], []) for _ in range(batch_size)]
         self._num_frames = 0
 
-    def push(self, fbank: Tensor) -> Hypothesis:
-        """Takes the next frames (T, M) float; returns all that was recognised so far.
-
-        Raises:
-            DataError: The frames have another shape, or the stream has ended.
-        """
-        return self._read(self._stream.push(fbank))
-
-    def finish(self) -> Hypothesis:
-        """Ends the stream; returns all that was recognised.
-
-        Raises:
-            DataError: It has ended before.
-        """
-        return self._read(self._stream.finish())
-
     @torch.no_grad()
-    def _read(self, frames: Tensor) -> Hypothesis:
-        is_there = torch.ones(1, dtype=torch.bool, device=frames.device)
-        for encoded in self._state.joiner.encoder_proj(frames):
-            self._state.advance(encoded.unsqueeze(0), is_there, self._num_frames)
-            self._num_frames += 1
-        found = self._state.results()[0]
-        return replace(found, tokens=[*found.tokens], frames=[*found.frames])
+    def read(self, frames: Tensor, lens: Tensor) -> None:
+        """Reads the next frames (B, T, D), valid as `lens` (B,) int64 says."""
+        encoded, lens = self._joiner.encoder_proj(frames), lens.to(frames.device)
+        rows = torch.arange(len(frames), device=frames.device)
+        steps = torch.arange(LOOKAHEAD, device=frames.device)
+        frame = torch.zeros_like(rows)  # where each utterance stands
+        written = torch.zeros_like(rows)  # labels that it has written there
+        while bool((frame < lens).any()):
+            ahead = frame.unsqueeze(1) + steps
+            is_there = ahead < lens.unsqueeze(1)
+            seen = encoded[rows.unsqueeze(1), ahead.clamp(max=frames.size(1) - 1)]
+            best, token = self._score(seen)
+            is_label = is_there & (token != BLANK_ID)
+            writes = is_label.any(dim=1)
+            place = torch.where(writes, is_label.int().argmax(dim=1), LOOKAHEAD)
+            passed = is_there & (steps <= place.unsqueeze(1))
+            self._scores += torch.where(passed, best, 0.0).sum(dim=1)
+            self._write(token[rows, place.clamp(max=LOOKAHEAD - 1)], writes, frame + place)
+            written = torch.where(place == 0, written, 0) + writes.long()
+            is_full = written == self._max_symbols
+            frame = frame + place + is_full.long()
+            written = torch.where(is_full, 0, written)
+        self._num_frames += frames.size(1)
+
+    def results(self) -> list[Hypothesis]:
+        """Returns what has been found so far, with the log-probability of the path taken."""
+        return [
+            Hypothesis([*one.tokens], [*one.frames], score)
+            for one, score in zip(self._found, self._scores.tolist(), strict=True)
+        ]
+
+    def _score(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns log-probability and id (B, n) of the best token at frames (B, n, J)."""
+        decoded = self._joiner.decoder_proj(self._decoder(self._context))
+        best, token = self._joiner(encoded, decoded).float().log_softmax(dim=-1).max(dim=-1)
+        return best, token
+
+    def _write(self, token: Tensor, writes: Tensor, frame: Tensor) -> None:
+        """Appends tokens (B,) at frames (B,) where `writes` (B,) says."""
+        longer = torch.cat([self._context[:, 1:], token.unsqueeze(1)], dim=1)
+        self._context = torch.where(writes.unsqueeze(1), longer, self._context)
+        rows = writes.nonzero().flatten()
+        for row, label, own in zip(
+            rows.tolist(), token[rows].tolist(), frame[rows].tolist(), strict=True
+        ):
+            self._found[row].tokens.append(label)
+            self._found[row].frames.append(self._num_frames + own)
 
 
-@dataclass(frozen=True)
-class _Beam:
-    """The hypotheses of one utterance, the best first: parallel lists of at most `size`.
+def greedy_search(
+    decoder: Decoder, joiner: Joiner, frames: Tensor, lens: Tensor, max_symbols: int = MAX_SYMBOLS
+) -> list[Hypothesis]:
+    """Searches encoded frames (B, T, D), valid as `lens` (B,) says; see `TransducerGreedy`."""
+    search = TransducerGreedy(decoder, joiner, len(frames), max_symbols)
+    search.read(frames, lens)
+    return search.results()
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Path:
+    """Labels and their times: the last of them, and the path before it.
 
     Attributes:
-        tokens: Labels of each.
-        frames: For each label its frame.
-        scores: Log-probabilities, summed over the alignments that were kept, with what phrases add.
+        context: The last labels, as many as the decoder sees.
+        phrase: State of the automaton of preferred phrases.
+        key: Equal for equal labels, whatever their times.
+        length: Number of labels.
+        frame: Where the last label is written.
+        before: The path without it; None at the beginning.
     """
 
-    tokens: list[tuple[int, ...]]
-    frames: list[tuple[int, ...]]
-    scores: list[float]
+    context: tuple[int, ...]
+    phrase: int
+    key: int = 0
+    length: int = 0
+    frame: int = -1
+    before: "_Path | None" = None
 
-    def extended(self, found: "list[_Extension]", frame: int) -> "_Beam":
-        """Returns the beam after a frame, given what may follow, the most probable first.
+    def then(self, label: int, frame: int, hotwords: Hotwords | None) -> "_Path":
+        """Returns the path with one more label."""
+        phrase = self.phrase if hotwords is None else hotwords.step(self.phrase, label)[0]
+        context = (*self.context[1:], label)
+        return _Path(context, phrase, hash((self.key, label)), self.length + 1, frame, self)
 
-        Hypotheses of the same labels become one, with the times of the more probable.
-        """
-        joined: dict[tuple[int, ...], tuple[tuple[int, ...], float]] = {}
-        for parent, label, score in found:
-            if score == -float("inf"):
-                continue
-            written = label != BLANK_ID
-            tokens = (*self.tokens[parent], label) if written else self.tokens[parent]
-            frames = (*self.frames[parent], frame) if written else self.frames[parent]
-            known, other = joined.get(tokens, (frames, -float("inf")))
-            joined[tokens] = (known, float(np.logaddexp(score, other)))
-        ordered = sorted(joined.items(), key=lambda item: -item[1][1])
-        return _Beam(
-            [tokens for tokens, _ in ordered],
-            [frames for _, (frames, _) in ordered],
-            [score for _, (_, score) in ordered],
-        )
-
-    def best(
-        self, num_best: int, normalize_by: int | None, phrases: "_Phrases | None"
-    ) -> list[Hypothesis]:
-        """Returns the best hypotheses, by score or by score per label and `normalize_by` more."""
-        hypotheses = [
-            Hypothesis(
-                list(tokens), list(frames), score + (phrases.finish(tokens) if phrases else 0)
-            )
-            for tokens, frames, score in zip(self.tokens, self.frames, self.scores, strict=True)
-        ]
-        if normalize_by is not None:
-            more = normalize_by
-            hypotheses.sort(key=lambda one: -one.score / (len(one.tokens) + more))
-        else:
-            hypotheses.sort(key=lambda one: -one.score)
-        return hypotheses[:num_best]
+    def hypothesis(self, score: float) -> Hypothesis:
+        """Returns the labels in order."""
+        tokens, frames, path = [], [], self
+        while path.before is not None:
+            tokens.append(path.context[-1])
+            frames.append(path.frame)
+            path = path.before
+        return Hypothesis(tokens[::-1], frames[::-1], score)
 
 
-class _Phrases:
-    """Where hypotheses stand in the automaton of preferred phrases; their labels tell all of it."""
+_Beam = list[tuple[_Path, float]]
+"""The hypotheses of one utterance, the best first, with their log-probabilities: summed over the
+alignments that were kept, with what phrases add."""
+_Extension = tuple[int, int, float]  # number of the hypothesis, token, score
 
-    def __init__(self, hotwords: Hotwords) -> None:
-        self._hotwords = hotwords
-        self._states: dict[tuple[int, ...], int] = {(): hotwords.start}
 
-    def add_gains(self, scores: Tensor, beams: list[_Beam]) -> None:
-        """Adds to scores (B, size, V), in place, what each token adds to each hypothesis."""
-        for own, beam in zip(scores, beams, strict=True):
-            states = map(self._state, beam.tokens)
-            gains = [self._hotwords.gains(state, scores.shape[2]) for state in states]
-            own[: len(gains)] += torch.stack(gains).to(scores.device)
+def _extend(beam: _Beam, found: list[_Extension], frame: int, hotwords: Hotwords | None) -> _Beam:
+    """Returns a beam after a frame, given what may follow, the most probable first.
 
-    def finish(self, tokens: tuple[int, ...]) -> float:
-        """Returns what is added to a hypothesis that ends."""
-        return self._hotwords.finish(self._state(tokens))
-
-    def _state(self, tokens: tuple[int, ...]) -> int:
-        if tokens not in self._states:
-            state, _ = self._hotwords.step(self._state(tokens[:-1]), tokens[-1])
-            self._states[tokens] = state
-        return self._states[tokens]
+    Hypotheses of the same labels become one, with the times of the more probable.
+    """
+    joined: dict[int, tuple[_Path, float]] = {}
+    for parent, label, score in found:
+        if score == -float("inf"):
+            continue
+        path, _ = beam[parent]
+        if label != BLANK_ID:
+            path = path.then(label, frame, hotwords)
+        known, other = joined.get(path.key, (path, -float("inf")))
+        joined[path.key] = (known, float(np.logaddexp(score, other)))
+    return sorted(joined.values(), key=lambda item: -item[1])
 
 
 @torch.no_grad()
@@ -269,42 +201,57 @@ def beam_search(
     if size < 1 or num_best < 1:
         raise ConfigError(f"beam of {size} and {num_best} best: both must be 1 or more")
     encoded = joiner.encoder_proj(frames)
-    beams = [_Beam([()], [()], [0.0]) for _ in frames]
+    context = tuple(decoder.initial_context(1)[0].tolist())
+    start = _Path(context, 0 if hotwords is None else hotwords.start)
+    beams: list[_Beam] = [[(start, 0.0)] for _ in frames]
     num_frames = lens.tolist()
-    phrases = None if hotwords is None else _Phrases(hotwords)
-    for frame in range(frames.shape[1]):
+    for frame in range(max(num_frames, default=0)):
         active = [number for number, length in enumerate(num_frames) if frame < length]
-        if not active:
-            break
         kept = [beams[number] for number in active]
         log_probs = _score(decoder, joiner, encoded[active, frame], kept, size)
-        if phrases is not None:
-            phrases.add_gains(log_probs, kept)
+        if hotwords is not None:
+            _add_gains(log_probs, kept, hotwords)
         best, place = log_probs.flatten(1).topk(min(size, log_probs[0].numel()))
         for number, scores, places in zip(active, best.tolist(), place.tolist(), strict=True):
             found = [
                 (*divmod(one, log_probs.shape[2]), score)
                 for one, score in zip(places, scores, strict=True)
             ]
-            beams[number] = beams[number].extended(found, frame)
-    more = decoder.context_size if normalize_length else None
-    return [beam.best(num_best, more, phrases) for beam in beams]
+            beams[number] = _extend(beams[number], found, frame, hotwords)
+    more = len(context) if normalize_length else None
+    return [_best(beam, num_best, more, hotwords) for beam in beams]
+
+
+def _best(
+    beam: _Beam, num_best: int, normalize_by: int | None, hotwords: Hotwords | None
+) -> list[Hypothesis]:
+    """Returns the best hypotheses, by score or by score per label and `normalize_by` more."""
+    ended = [
+        (path, score + (0.0 if hotwords is None else hotwords.finish(path.phrase)))
+        for path, score in beam
+    ]
+    ended.sort(
+        key=lambda item: -item[1] / (1 if normalize_by is None else item[0].length + normalize_by)
+    )
+    return [path.hypothesis(score) for path, score in ended[:num_best]]
+
+
+def _add_gains(scores: Tensor, beams: list[_Beam], hotwords: Hotwords) -> None:
+    """Adds to scores (B, size, V), in place, what each token adds to each hypothesis."""
+    for own, beam in zip(scores, beams, strict=True):
+        gains = [hotwords.gains(path.phrase, scores.shape[2]) for path, _ in beam]
+        own[: len(gains)] += torch.stack(gains).to(scores.device)
 
 
 def _score(
     decoder: Decoder, joiner: Joiner, encoded: Tensor, beams: list[_Beam], size: int
 ) -> Tensor:
     """Returns (B, size, V): the score of every hypothesis of (B, J) with every token appended."""
-    first = decoder.initial_context(1)[0].tolist()
-    contexts = [[*first, *tokens][-len(first) :] for beam in beams for tokens in beam.tokens]
-    place = [
-        number * size + rank
-        for number, beam in enumerate(beams)
-        for rank in range(len(beam.tokens))
-    ]
+    contexts = [path.context for beam in beams for path, _ in beam]
+    place = [number * size + rank for number, beam in enumerate(beams) for rank in range(len(beam))]
     decoded = joiner.decoder_proj(decoder(torch.tensor(contexts, device=encoded.device)))[:, 0]
     rows = torch.tensor(place, device=encoded.device)
-    own = encoded.new_tensor([score for beam in beams for score in beam.scores])
+    own = encoded.new_tensor([score for beam in beams for _, score in beam])
     log_probs = joiner(encoded[rows // size], decoded).float().log_softmax(dim=-1)
     scores = log_probs.new_full((len(beams) * size, log_probs.shape[1]), -float("inf"))
     scores[rows] = log_probs + own.float().unsqueeze(1)

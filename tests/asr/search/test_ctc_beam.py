@@ -175,3 +175,21 @@ def test_impossible_settings_are_refused():
     for name, value in (("size", 0), ("num_tokens", 0), ("threshold", -1.0), ("lm_weight", -0.1)):
         with pytest.raises(ConfigError, match=f"beam.{name}"):
             BeamConfig(**{name: value})
+
+
+@pytest.mark.parametrize("lm", [False, True])
+def test_a_long_recording_read_in_parts_has_the_text_of_one_piece(
+    tokenizer, tmp_path, monkeypatch, lm
+):
+    text = " ".join(["AB CD", "BA DC"] * 10)
+    log_probs = spoken(tokenizer, text, strength=9.0).unsqueeze(0)
+    lens = torch.tensor([log_probs.shape[1]])
+    config = BeamConfig()
+    if lm:
+        config.lm = write_arpa(tmp_path / "words.arpa", ["AB", "CD", "BA", "DC"], "AB", "CD")
+    ((whole,),) = CtcBeamSearch(config, tokenizer)(log_probs, lens)
+    assert tokenizer.decode(whole.tokens) == text
+    monkeypatch.setattr("spear.asr.search.ctc_beam.PART_FRAMES", 50)
+    monkeypatch.setattr("spear.asr.search.ctc_beam.SETTLE_FRAMES", 20)
+    ((found,),) = CtcBeamSearch(config, tokenizer)(log_probs, lens)
+    assert (found.tokens, found.frames) == (whole.tokens, whole.frames)

@@ -111,6 +111,22 @@ def test_ctc_finds_the_best_of_all_labellings_with_their_bonus(seed):
         assert [one.score for one in found] == pytest.approx([expected[t] for t in best], abs=1e-4)
 
 
+def test_phrases_are_found_in_a_recording_that_is_read_in_parts(monkeypatch):
+    pytest.importorskip("flashlight.lib.text.decoder", reason="flashlight-text is not installed")
+    tokenizer = Tokenizer.train(TEXTS, TokenizerConfig())
+    ids = tokenizer.encode("AB CD")
+    scores = 4 * torch.nn.functional.one_hot(torch.tensor([i for i in ids for i in (i, 0)] * 20))
+    log_probs = scores.float().log_softmax(-1)
+    log_probs[40] = log_probs[40, 0]  # anything might be said here, inside a phrase
+    for part, states in ((6000, 100_000), (30, 600)):
+        monkeypatch.setattr("spear.asr.search.ctc_beam.PART_FRAMES", part)
+        monkeypatch.setattr("spear.asr.search.ctc_beam.SETTLE_FRAMES", 10)
+        monkeypatch.setattr("spear.asr.search.ctc_beam.MIN_STATES", states)
+        search = CtcBeamSearch(BeamConfig(), tokenizer, hotwords=Hotwords([(ids, 2.0)]))
+        (found,) = search(log_probs.unsqueeze(0), torch.tensor([len(log_probs)]))[0]
+        assert found.tokens == ids * 20
+
+
 def test_a_phrase_turns_the_balance(tmp_path):
     pytest.importorskip("flashlight.lib.text.decoder", reason="flashlight-text is not installed")
     tokenizer = Tokenizer.train(TEXTS, TokenizerConfig())
