@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+from spear.data.index.arrays import map_arrays, write_arrays
 
-from spear.data.formats.columns import open_columns, write_columns
 from spear.data.index.clip_table import ClipTable, to_samples
 from spear.data.index.plan import BatchConfig, BatchPlan
 
@@ -32,18 +32,19 @@ def write_table(path: Path, num_clips: int) -> None:
     """Writes the lengths of made-up clips: speech of 0.6 to 30 s, many near 14 s; audio of 10 s."""
     num_audio = int(num_clips * AUDIO_SHARE)
     rng = np.random.default_rng(0)
-    with write_columns(path, {"num_samples": ("U32", (num_clips,))}, {}) as columns:
-        for begin in range(0, num_clips, 1 << 22):
-            end = min(begin + (1 << 22), num_clips)
-            speech = rng.gamma(4.0, 3.2, end - begin).clip(0.6, 29.9)
-            audio = np.where(rng.random(end - begin) < 0.8, 10.0, rng.uniform(1, 10, end - begin))
-            is_audio = np.arange(begin, end) >= num_clips - num_audio
-            columns["num_samples"][begin:end] = to_samples(np.where(is_audio, audio, speech))
+    num_samples = np.empty(num_clips, np.uint32)
+    for begin in range(0, num_clips, 1 << 22):
+        end = min(begin + (1 << 22), num_clips)
+        speech = rng.gamma(4.0, 3.2, end - begin).clip(0.6, 29.9)
+        audio = np.where(rng.random(end - begin) < 0.8, 10.0, rng.uniform(1, 10, end - begin))
+        is_audio = np.arange(begin, end) >= num_clips - num_audio
+        num_samples[begin:end] = to_samples(np.where(is_audio, audio, speech))
+    write_arrays(path, {"num_samples": num_samples})
 
 
 def open_table(path: Path) -> ClipTable:
     """Maps the lengths; shards and sources follow from the number of clips."""
-    num_samples = open_columns(path)[0]["num_samples"]
+    num_samples = map_arrays(path, ["num_samples"])["num_samples"]
     num_clips = len(num_samples)
     first = np.append(np.arange(0, num_clips, CLIPS_PER_SHARD), num_clips)
     border = num_clips - int(num_clips * AUDIO_SHARE)
@@ -131,7 +132,7 @@ def report(arguments: argparse.Namespace) -> str:
         folder = Path(name)
         write_table(folder / "table", arguments.clips)
         made, sought, checked = (measure(part, folder, arguments) for part in PARTS)
-        size = sum(one.stat().st_size for one in (folder / "plans").iterdir())
+        size = sum(one.stat().st_size for one in (folder / "plans").rglob("*.npy"))
         hours = open_table(folder / "table").num_samples.sum(dtype=np.uint64) / 16000 / 3600
     rows = [
         ("cuts, hours of audio", f"{arguments.clips:,}, {hours:,.0f}"),

@@ -25,7 +25,7 @@ from lhotse.dataset.iterable_dataset import IterableDatasetWrapper
 from reading_corpus import NEEDED
 from torch.utils.data import DataLoader
 
-from spear.data.formats.shards import ShardFolder
+from spear.data.index.shard_folder import ShardFolder
 
 NUM_BUCKETS = 10
 NUM_MEL_BINS = 128

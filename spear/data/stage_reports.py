@@ -15,8 +15,9 @@ from lhotse.cut import Cut
 from torch import Tensor
 
 from spear.data.formats.manifests import read_jsonl_gz
-from spear.data.formats.shards import ShardFolder, cuts_name
-from spear.data.formats.tokens import TokenSidecar
+from spear.data.formats.shards import cuts_name
+from spear.data.formats.tokens import TokenSidecar, read_token_tar
+from spear.data.index.shard_folder import ShardFolder
 from spear.errors import TokenError
 from spear.mvq.training.statistics import count_codes, normalized_entropies
 from spear.system.markdown import (
@@ -199,12 +200,12 @@ def count_usage(folder: ShardFolder, sidecar: TokenSidecar) -> tuple[Tensor, int
     num_counted = min(folder.num_shards, MAX_COUNTED_SHARDS)
     usage = torch.zeros(sidecar.num_codebooks, sidecar.codebook_size, dtype=torch.int64)
     for number in range(num_counted):
-        cuts = folder.cuts(number * folder.num_shards // num_counted)
-        for info in cuts:
-            tokens = folder.tokens(info, sidecar.teacher)
+        shard = folder.shard_ids[number * folder.num_shards // num_counted]
+        # In the order of the tar: there is no sidecar yet that an index of it could name.
+        for cut_id, tokens in read_token_tar(folder.path, sidecar.teacher, shard):
             if tokens.shape[1] != len(usage) or tokens.max(initial=0) >= sidecar.codebook_size:
                 raise TokenError(
-                    f"{folder.path}: cut {info.id!r}: {sidecar.teacher} tokens do not fit their "
+                    f"{folder.path}: cut {cut_id!r}: {sidecar.teacher} tokens do not fit their "
                     "sidecar; see what `spear verify` says"
                 )
             usage += count_codes(torch.from_numpy(tokens), sidecar.codebook_size)
@@ -277,7 +278,7 @@ def _token_facts(folder: ShardFolder, sidecar: TokenSidecar) -> list[tuple[str, 
         ("shards", f"{folder.num_shards:,}"),
         ("cuts", f"{sum(one.num_cuts for one in sidecar.shards.values()):,}"),
         ("frames", f"{num_frames:,}"),
-        ("hours", _hours(folder.duration_s)),
+        ("hours", _hours(folder.total_s)),
     ]
 
 

@@ -8,8 +8,8 @@ token would have done.
 from pathlib import Path
 
 from spear.config import to_dict
-from spear.data.index.command import ensure_index
 from spear.pretrain.config import PretrainConfig
+from spear.pretrain.reading import check_config, open_index
 from spear.pretrain.task import RESULT_KEYS, PretrainTask
 from spear.system.distributed import join_ranks
 from spear.system.files import write_json, write_text
@@ -31,8 +31,9 @@ def run(config: PretrainConfig) -> None:
     group = (config.train.device, config.train.backend, config.train.distributed_timeout_s)
     with join_ranks(*group) as ranks:
         if ranks.is_main:  # the indexes that are missing, once
-            for source in (*config.data, *config.valid):
-                ensure_index(source.path, num_jobs=max(1, config.num_workers))
+            check_config(config)
+            for sources in filter(None, (config.data, config.valid)):
+                open_index(config, sources, num_jobs=max(1, config.num_workers))
         ranks.barrier()
         task = PretrainTask(config)
         train(task, config.train, to_dict(config), profile=config.profile)

@@ -47,7 +47,9 @@ def check_config(config: PretrainConfig) -> None:
         raise ConfigError("num_workers must be 0 or more, baseline_clips 1 or more")
 
 
-def open_index(config: PretrainConfig, sources: Sequence[SourceConfig]) -> ClipIndex:
+def open_index(
+    config: PretrainConfig, sources: Sequence[SourceConfig], num_jobs: int = 1
+) -> ClipIndex:
     """Opens shard folders and checks that they have the tokens that the run asks for.
 
     Raises:
@@ -59,7 +61,7 @@ def open_index(config: PretrainConfig, sources: Sequence[SourceConfig]) -> ClipI
         config.loss.mode, {name: target.role for name, target in config.teachers.items()}
     )
     expected = {name: expected_tokens(name, t) for name, t in config.teachers.items()}
-    return ClipIndex(sources, required, expected)
+    return ClipIndex(sources, required, expected, num_jobs)
 
 
 def expected_tokens(name: str, target: TeacherTarget) -> Mapping[str, Any]:

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spear.data.formats.kaldi_text import read_ids
+from spear.data.formats.shards import id_hash
 from spear.data.index.clip_index import ClipIndex, SourceConfig
-from spear.data.index.folder_index import id_hash
 from spear.errors import ConfigError, DataError
 from spear.system.progress import get_logger
 from spear.tagging.balance import ClassMembers
@@ -86,7 +86,7 @@ class LabelledClips:
     def read(self, number: int) -> tuple[str, Floats]:
         """Reads a clip: its cut id and (S,) float32 audio at 16 kHz."""
         folder, row = self._index.place(int(self._numbers[number]))
-        return folder.audio(row)
+        return folder.clip(row)
 
     def targets(self, numbers: Sequence[int] | Ints) -> Floats:
         """Returns (n, C) float32: 1 where a clip has a class, else 0."""

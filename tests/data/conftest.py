@@ -11,7 +11,7 @@ import soundfile
 from spear.data.corpus import prepare, shard
 from spear.data.corpus.prepare import PrepareConfig
 from spear.data.corpus.shard import ShardConfig
-from spear.data.formats.shards import ShardFolder
+from spear.data.index.shard_folder import ShardFolder
 from spear.teachers import TeacherConfig
 from tests.data.fake_quantizer import FakeQuantizer, write_quantizer
 

@@ -14,8 +14,8 @@ from spear.data import stage_reports
 from spear.data.corpus import prepare, shard
 from spear.data.corpus.prepare import PrepareConfig
 from spear.data.corpus.shard import ShardConfig
-from spear.data.formats.shards import ShardFolder
 from spear.data.formats.tokens import TokenSidecar, TokenTarWriter
+from spear.data.index.shard_folder import ShardFolder
 from spear.data.stage_reports import channel_statistics
 from spear.data.tokens import embed, extract
 from spear.data.tokens.embed import EmbedConfig
@@ -122,7 +122,7 @@ def test_prepare_writes_a_lost_report_from_what_is_there(
 def test_shard_reports_what_the_folder_holds(folder: ShardFolder) -> None:
     report = folder.path / "report.md"
     rows = rows_of(report)
-    durations = [info.duration_s for info in folder.infos]
+    durations = [info.duration_s for info in folder]
     files = [*folder.path.glob("*.tar"), *folder.path.glob("cuts.*")]
     num_bytes = sum(path.stat().st_size for path in files)
     assert rows["shards"] == ["3"]
@@ -270,10 +270,10 @@ def test_tokens_are_reported_with_the_use_of_their_codes(
     report = folder.path / "logmel_tokens.md"
     rows = rows_of(report)
     assert {number: rows[number] for number in "0123"} == expected_rows(folder, [0, 1, 2], 16)
-    num_frames = sum(len(folder.tokens(info, "logmel")) for info in folder.infos)
+    num_frames = sum(len(folder.tokens(info, "logmel")) for info in folder)
     assert rows["frames"] == [f"{num_frames:,}"]
     assert rows["cuts"] == ["12"]
-    assert rows["hours"] == [f"{folder.duration_s / 3600:.3f}"]
+    assert rows["hours"] == [f"{folder.total_s / 3600:.3f}"]
     assert rows["quantiser"] == ["0123456789abcdef: 4 of 16 codes"]
     assert "Codes counted in 3 of 3 shards." in report.read_text()
     assert picture_of(report).startswith(PNG)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from test_pretrain_command import make_config
 
-from spear.data.formats.shards import ShardFolder
 from spear.data.index.clip_index import ClipIndex, SourceConfig
 from spear.data.index.loader import token_counts
+from spear.data.index.shard_folder import ShardFolder
 from spear.data.tokens import embed, extract
 from spear.data.verify import command as verify
 from spear.data.verify.shard import check_tokens
@@ -72,7 +72,7 @@ def test_tokens_on_disk_have_two_bytes(chain):
     sidecar = folder.sidecar("logmel")
     assert (sidecar.num_codebooks, sidecar.codebook_size) == (1, CODEBOOK_SIZE)
     assert sidecar.quantizer_id == quantizer.id
-    tokens = [folder.tokens(info, "logmel") for info in folder.infos]
+    tokens = [folder.tokens(info, "logmel") for info in folder]
     assert all(one.dtype == np.uint16 for one in tokens)
     assert int(np.concatenate(tokens).max()) > 255
     report = (folder.path / "logmel_tokens.md").read_text()
@@ -83,8 +83,8 @@ def test_tokens_on_disk_have_two_bytes(chain):
 def test_verify_finds_tokens_of_the_wrong_width_or_range(chain):
     folder, _ = chain
     sidecar = folder.sidecar("logmel")
-    tokens = folder.tokens(folder.infos[0], "logmel")
-    seconds = folder.infos[0].duration_s
+    tokens = folder.tokens(folder.cut(0), "logmel")
+    seconds = folder.cut(0).duration_s
     assert check_tokens(tokens, seconds, sidecar) == []
     (problem,) = check_tokens(tokens.astype(np.uint8), seconds, sidecar)
     assert problem == "uint8 where a codebook of 300 has uint16"
@@ -99,7 +99,7 @@ def test_batches_carry_the_tokens_of_the_files(chain, tmp_path):
     task = PretrainTask(pretrain_config(chain, tmp_path / "exp"))
     batch = next(task.valid_batches(0, 1))
     assert batch.tokens["logmel"].dtype == torch.int32
-    by_id = {info.id: info for info in folder.infos}
+    by_id = {info.id: info for info in folder}
     for row, name in enumerate(batch.ids):
         tokens = folder.tokens(by_id[name], "logmel").astype(np.int64)
         valid = batch.token_valid["logmel"][row]
@@ -137,5 +137,5 @@ def test_code_counts_know_all_codes(chain):
     counts = token_counts(
         index, "logmel", num_codebooks=1, codebook_size=CODEBOOK_SIZE, max_clips=99, seed=0
     )
-    tokens = np.concatenate([folder.tokens(info, "logmel")[:, 0] for info in folder.infos])
+    tokens = np.concatenate([folder.tokens(info, "logmel")[:, 0] for info in folder])
     np.testing.assert_array_equal(counts[0], np.bincount(tokens, minlength=CODEBOOK_SIZE))

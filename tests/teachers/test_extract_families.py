@@ -12,7 +12,7 @@ import torch
 from spear.data.corpus import prepare, shard
 from spear.data.corpus.prepare import PrepareConfig
 from spear.data.corpus.shard import ShardConfig
-from spear.data.formats.shards import ShardFolder
+from spear.data.index.shard_folder import ShardFolder
 from spear.data.tokens import extract
 from spear.data.tokens.extract import ExtractConfig
 from spear.data.verify import command as verify
@@ -81,7 +81,7 @@ def settings(shards: ShardFolder, make_spec: Spec, tmp_path: Path) -> Callable[.
 
 def tokens_of(folder: ShardFolder, name: str) -> list[np.ndarray]:
     afresh = ShardFolder(folder.path)  # another one keeps files open that were replaced
-    return [afresh.tokens(info, name) for info in afresh.infos]
+    return [afresh.tokens(info, name) for info in afresh]
 
 
 def remove_tokens(folder: ShardFolder, name: str) -> None:

@@ -25,7 +25,7 @@ from spear.asr.apply.utterances import Recording, find_audio, from_file, from_sh
 from spear.asr.model import AsrModel, Transcript, is_recognizer_folder, load_asr_model
 from spear.asr.search.search import Search, SearchConfig
 from spear.asr.tokenizer import normalize
-from spear.data.formats.shards import ShardFolder
+from spear.data.index.shard_folder import ShardFolder
 from spear.errors import ConfigError, DataError
 from spear.system import ledger
 from spear.system.device import choose_device

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from spear.audio import AUDIO_SUFFIXES, SAMPLE_RATE_HZ, check_audio, read_audio
-from spear.data.formats.shards import ShardFolder
+from spear.data.index.shard_folder import ShardFolder
 from spear.errors import DataError
 
 
@@ -52,7 +52,7 @@ def from_shards(folder: ShardFolder) -> list[Recording]:
     """Lists the cuts of a shard folder."""
     return [
         Recording(i.id, i.duration_s, _Cut(folder, i.index), i.text, i.speaker or "")
-        for i in folder.infos
+        for i in folder
     ]
 
 

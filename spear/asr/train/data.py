@@ -10,7 +10,6 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,11 +23,10 @@ from spear.asr.train.augment import check_speeds, perturb_speed
 from spear.asr.train.consistency import ConsistencyConfig
 from spear.asr.train.noise import NoiseConfig, open_noise
 from spear.audio import LOG_EPS, Fbank
-from spear.data.formats.shards import ShardFolder
 from spear.data.index.clip_table import ClipTable
-from spear.data.index.folder_index import AUDIO, fingerprints
 from spear.data.index.loader import BatchLoader, Place
 from spear.data.index.plan import BatchConfig, BatchPlan
+from spear.data.index.shard_folder import ShardFolder
 from spear.errors import DataError, SpearError
 from spear.finetune.spec_augment import SpecAugment, SpecAugmentConfig
 from spear.system.progress import get_logger
@@ -134,7 +132,7 @@ class TranscribedCuts:
     ) -> None:
         if not folders:
             raise DataError(f"no {purpose} data: name shard folders in data.{purpose}")
-        found = [(folder, info) for folder in map(ShardFolder, folders) for info in folder.infos]
+        found = [(folder, info) for folder in map(ShardFolder, folders) for info in folder]
         without = [(folder, info) for folder, info in found if info.text is None]
         if without and not skip_untranscribed:
             folder, info = without[0]
@@ -313,7 +311,7 @@ class AsrData:
         """Returns, as JSON, what decides which training batches come and what is in them."""
         config = self.config
         return {
-            "sources": [fingerprints(Path(folder))[AUDIO] for folder in config.train],
+            "sources": [ShardFolder(folder).fingerprint for folder in config.train],
             "batch": dataclasses.asdict(config.batch),
             "speeds": list(config.speeds),
             "noise": _noise_identity(config.noise),
@@ -342,7 +340,7 @@ class AsrData:
 
 def _noise_identity(config: NoiseConfig) -> dict[str, Any]:
     """Returns what decides the noise: the recordings, not where they lie."""
-    sources = [fingerprints(Path(folder))[AUDIO] for folder in config.shards]
+    sources = [ShardFolder(folder).fingerprint for folder in config.shards]
     return {**dataclasses.asdict(config), "shards": sources}
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from spear.audio.noise import Floats, RecordedNoise, add_noise
-from spear.data.formats.shards import ShardFolder
+from spear.data.index.shard_folder import ShardFolder
 from spear.errors import ConfigError
 
 
@@ -46,7 +46,7 @@ class NoiseAdder:
     def __init__(self, config: NoiseConfig) -> None:
         self.config = config
         self._clips = [
-            (folder, info) for folder in map(ShardFolder, config.shards) for info in folder.infos
+            (folder, info) for folder in map(ShardFolder, config.shards) for info in folder
         ]
         self._noise = RecordedNoise([info.id for _, info in self._clips], self._read)
 

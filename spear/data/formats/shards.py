@@ -1,46 +1,32 @@
-"""Random access to a shard folder: cuts, audio and teacher tokens by number.
+"""A shard folder's files: their names, its record, and the facts of a shard's cuts.
 
-Takes a folder that `spear shard` wrote (any lhotse Shar folder with recordings will do), reads the
-facts of a shard's cuts when they are first asked for, and fetches single clips by seeking in the
-tar files. A folder can be pickled into the workers of a DataLoader; each opens its own files when
-it first reads. Stages go through here shard by shard; pre-training, which reads clips of many
-shards at random, has `folder_index`.
+`spear shard` writes such folders, and any lhotse Shar folder with recordings is one. Clips are read
+through `spear.data.index.shard_folder`.
 """
 
-import bisect
-import itertools
+import hashlib
 import json
 import os
 import re
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from spear.audio.io import decode_audio
 from spear.data.formats.manifests import DOMAINS, read_jsonl_gz
-from spear.data.formats.tars import FileReader, TarPair, index_pairs
-from spear.data.formats.tokens import (
-    Tokens,
-    TokenSidecar,
-    decode_tokens,
-    find_teachers,
-    sidecar_name,
-    token_tar_name,
-)
-from spear.errors import DataError, TokenError
+from spear.errors import DataError
 
 SHARDS_RECORD = "shards.json"
-KEPT_SHARDS = 512
-"""Shards whose facts a folder keeps in memory, unless all were asked for."""
+RECORDING = "recording"
+"""Shar's field of the audio; teachers' tokens are further fields."""
 
 
 @dataclass(frozen=True, slots=True)
 class CutInfo:
-    """What planning needs to know of a cut."""
+    """What is known of a cut without reading its audio."""
 
     index: int
     """Number within the folder, from 0."""
@@ -60,6 +46,17 @@ class CutInfo:
     """Position within the shard, from 0."""
 
 
+def id_hash(cut_id: str) -> int:
+    """Returns 64 bits of a cut id's BLAKE2b hash: equal ids have equal ones, others hardly ever."""
+    data = cut_id.encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
+def tar_name(field: str, shard: int) -> str:
+    """Returns the file name of a Shar field's tar, e.g. "wavlm_tokens.000003.tar"."""
+    return f"{field}.{shard:06d}.tar"
+
+
 def cuts_name(shard: int) -> str:
     """Returns the file name of a shard's cuts."""
     return f"cuts.{shard:06d}.jsonl.gz"
@@ -67,231 +64,76 @@ def cuts_name(shard: int) -> str:
 
 def recording_name(shard: int) -> str:
     """Returns the file name of a shard's audio."""
-    return f"recording.{shard:06d}.tar"
+    return tar_name(RECORDING, shard)
 
 
-class ShardFolder:
-    """A folder of shards.
+def check_shards(folder: Path) -> list[int]:
+    """Returns the numbers of a folder's shards, sorted; usually 0, 1, 2, ...
 
-    Attributes:
-        path: The folder.
-        shard_ids: Numbers in the file names, sorted; usually 0, 1, 2, ...
+    Raises:
+        DataError: The folder is missing, empty or unfinished, or a shard lacks its audio.
     """
-
-    def __init__(self, path: str | Path) -> None:
-        """Looks at the folder's names; its cuts are read when they are asked for.
-
-        Raises:
-            DataError: The folder is missing, empty or unfinished, or a shard lacks its audio.
-        """
-        self.path = Path(path)
-        if not self.path.is_dir():
-            raise DataError(f"{self.path}: no such shard folder; run `spear shard` first")
-        record = load_record(self.path)  # empty for a Shar folder that another program wrote
-        if record and not record["complete"]:
-            raise DataError(f"{self.path}: not all shards are written; run `spear shard` again")
-        self.shard_ids = find_shard_ids(self.path)
-        if not self.shard_ids:
-            raise DataError(f"{self.path}: no shards (cuts.000000.jsonl.gz) in this folder")
-        self._refuse_missing_audio()
-        self._reader = FileReader()
-        self._pairs: OrderedDict[tuple[str, int], list[TarPair]] = OrderedDict()
-        self._cuts: OrderedDict[int, list[CutInfo]] = OrderedDict()
-        self._all: list[CutInfo] | None = None
-        self._recorded_s: float | None = record.get("duration_s")
-        self._first = [0, *itertools.accumulate(self._counts(record))]
-
-    @property
-    def num_shards(self) -> int:
-        """Number of shards."""
-        return len(self.shard_ids)
-
-    def __len__(self) -> int:
-        """Returns the number of cuts."""
-        return self._first[-1]
-
-    @property
-    def infos(self) -> Sequence[CutInfo]:
-        """Every cut, in order; `infos[i].index == i`.
-
-        Raises:
-            DataError: A cut has no id or domain, or two cuts share an id.
-        """
-        if self._all is None:
-            shards = [self.cuts(position) for position in range(self.num_shards)]
-            cuts = [info for shard in shards for info in shard]
-            _refuse_duplicates(cuts, self)
-            self._all = cuts
-            self._cuts.clear()
-        return self._all
-
-    @property
-    def duration_s(self) -> float:
-        """Seconds of audio in all cuts."""
-        if self._recorded_s is not None:
-            return self._recorded_s
-        return sum(info.duration_s for info in self.infos)
-
-    def cut(self, number: int) -> CutInfo:
-        """Returns a cut by its number within the folder; reads its shard only."""
-        if not 0 <= number < len(self):
-            raise IndexError(f"{self.path}: no cut {number}, there are {len(self)}")
-        shard = bisect.bisect_right(self._first, number) - 1
-        return self.cuts(shard)[number - self._first[shard]]
-
-    def cuts(self, shard: int) -> Sequence[CutInfo]:
-        """Returns the cuts of the shard at a position, in order; the last few shards are kept.
-
-        Raises:
-            DataError: A cut has no id or domain, or the shard has not as many as its record says.
-        """
-        if self._all is not None:
-            return self._all[self._first[shard] : self._first[shard + 1]]
-        if shard not in self._cuts:
-            _make_room(self._cuts)
-            cuts = self._cuts[shard] = self._load_cuts(shard, self._first[shard])
-            expected = self._first[shard + 1] - self._first[shard]
-            if len(cuts) != expected:
-                raise DataError(
-                    f"{self.path / cuts_name(self.shard_ids[shard])}: {len(cuts)} cuts, and "
-                    f"{SHARDS_RECORD} says {expected}; run `spear shard` again"
-                )
-        return self._cuts[shard]
-
-    def audio(self, cut: int | CutInfo) -> np.ndarray:
-        """Reads the audio of a cut, given by its number or its `CutInfo`.
-
-        Returns:
-            (S,) float32 at 16 kHz.
-
-        Raises:
-            DataError: The shard's tar is broken or does not belong to the cuts.
-            AudioError: The recording in it cannot be decoded.
-        """
-        info = self._info(cut)
-        path = self.path / recording_name(self.shard_ids[info.shard])
-        return decode_audio(self._read(path, "recording", info), f"{path}: cut {info.id}")
-
-    def tokens(self, cut: int | CutInfo, teacher: str) -> Tokens:
-        """Reads a teacher's tokens of a cut.
-
-        Returns:
-            (T', N) uint8, or uint16 where codebooks have more than 256 codes.
-
-        Raises:
-            TokenError: The teacher's tar is missing, broken, or holds other cuts.
-        """
-        info = self._info(cut)
-        path = self.path / token_tar_name(teacher, self.shard_ids[info.shard])
-        try:
-            data = self._read(path, teacher, info)
-        except DataError as error:
-            raise TokenError(f"{error} (with `spear extract-tokens`)") from error
-        return decode_tokens(data, f"{path}: cut {info.id}")
-
-    def teachers(self) -> list[str]:
-        """Returns the names of the teachers that have a sidecar here, sorted."""
-        return find_teachers(self.path)
-
-    def sidecar(self, teacher: str) -> TokenSidecar:
-        """Loads a teacher's sidecar.
-
-        Raises:
-            TokenError: There is none, it is broken, or it lacks shards of this folder.
-        """
-        path = self.path / sidecar_name(teacher)
-        sidecar = TokenSidecar.load(path)
-        missing = [shard for shard in self.shard_ids if shard not in sidecar.shards]
-        if missing:
-            raise TokenError(
-                f"{path}: no tokens for shard {missing[0]:06d} ({len(missing)} of "
-                f"{self.num_shards} shards); run `spear extract-tokens` again"
-            )
-        return sidecar
-
-    def cut_files(self) -> list[Path]:
-        """Returns the manifests of the shards, in order."""
-        return [self.path / cuts_name(shard) for shard in self.shard_ids]
-
-    def shar_fields(self, teachers: Iterable[str] = ()) -> dict[str, list[str]]:
-        """Returns the files by field, for `lhotse.CutSet.from_shar(fields=...)`.
-
-        The form with `in_dir=` takes every file of a folder for a field and stumbles over the
-        sidecars; this one names the fields.
-        """
-        names = {"cuts": cuts_name, "recording": recording_name}
-        fields = {
-            name: [str(self.path / pattern(shard)) for shard in self.shard_ids]
-            for name, pattern in names.items()
-        }
-        for teacher in teachers:
-            fields[f"{teacher}_tokens"] = [
-                str(self.path / token_tar_name(teacher, shard)) for shard in self.shard_ids
-            ]
-        return fields
-
-    def close(self) -> None:
-        """Closes the open tar files; reading opens them again."""
-        self._reader.close()
-
-    def _info(self, cut: int | CutInfo) -> CutInfo:
-        return cut if isinstance(cut, CutInfo) else self.cut(cut)
-
-    def _read(self, path: Path, field_name: str, info: CutInfo) -> bytes:
-        """Returns the bytes of one cut, after checking once that the tar matches the cuts."""
-        key = (field_name, info.shard)
-        if key not in self._pairs:
-            pairs = index_pairs(path)
-            _match_ids(path, pairs, self.cuts(info.shard))
-            _make_room(self._pairs)
-            self._pairs[key] = pairs
-        pair = self._pairs[key][info.row]
-        return self._reader.read(path, pair.offset, pair.size)
-
-    def _refuse_missing_audio(self) -> None:
-        names = set(os.listdir(self.path))
-        for shard in self.shard_ids:
-            if recording_name(shard) not in names:
-                raise DataError(
-                    f"{self.path / recording_name(shard)}: missing, and {cuts_name(shard)} is "
-                    "there; run `spear shard` again"
-                )
-
-    def _counts(self, record: dict[str, Any]) -> list[int]:
-        """Returns the cuts of each shard, from the folder's record or by reading them all."""
-        recorded = {
-            int(shard): entry["num_cuts"] for shard, entry in record.get("shards", {}).items()
-        }
-        if all(shard in recorded for shard in self.shard_ids):
-            return [recorded[shard] for shard in self.shard_ids]
-        shards: list[list[CutInfo]] = []
-        for position in range(self.num_shards):
-            shards.append(self._load_cuts(position, sum(map(len, shards))))
-        self._all = [info for shard in shards for info in shard]
-        _refuse_duplicates(self._all, self)
-        return [len(shard) for shard in shards]
-
-    def _load_cuts(self, position: int, first: int) -> list[CutInfo]:
-        path = self.path / cuts_name(self.shard_ids[position])
-        lines = read_jsonl_gz(path)
-        return [cut_info(line, path, first + row, position, row) for row, line in enumerate(lines)]
-
-
-def _make_room(kept: OrderedDict[Any, Any]) -> None:
-    while len(kept) >= KEPT_SHARDS:
-        kept.popitem(last=False)
-
-
-def _refuse_duplicates(cuts: Sequence[CutInfo], folder: ShardFolder) -> None:
-    seen: dict[str, CutInfo] = {}
-    for info in cuts:
-        first = seen.setdefault(info.id, info)
-        if first is not info:
-            shards = [folder.shard_ids[one.shard] for one in (first, info)]
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such shard folder; run `spear shard` first")
+    record = load_record(folder)  # empty for a Shar folder that another program wrote
+    if record and not record["complete"]:
+        raise DataError(f"{folder}: not all shards are written; run `spear shard` again")
+    shard_ids = find_shard_ids(folder)
+    if not shard_ids:
+        raise DataError(f"{folder}: no shards (cuts.000000.jsonl.gz) in this folder")
+    names = set(os.listdir(folder))
+    for shard in shard_ids:
+        if recording_name(shard) not in names:
             raise DataError(
-                f"{folder.path}: cut id {info.id!r} is in shard {shards[0]:06d} and in shard "
-                f"{shards[1]:06d}; ids must be unique"
+                f"{folder / recording_name(shard)}: missing, and {cuts_name(shard)} is there; run "
+                "`spear shard` again"
             )
+    return shard_ids
+
+
+def read_cuts(folder: Path, shard: int, position: int = 0, first: int = 0) -> list[CutInfo]:
+    """Reads the cuts of a shard, in order.
+
+    Args:
+        folder: The shard folder.
+        shard: Number of the shard.
+        position: Its position in the folder.
+        first: Number within the folder of its first cut.
+
+    Raises:
+        DataError: The manifest is not readable, or a cut has no id or domain.
+    """
+    path = folder / cuts_name(shard)
+    lines = enumerate(read_jsonl_gz(path))
+    return [_cut_info(line, path, first + row, position, row) for row, line in lines]
+
+
+def find_doubled(
+    folder: Path, hashes: Mapping[int, NDArray[np.uint64]]
+) -> Iterator[tuple[str, int, int]]:
+    """Finds cuts that were in an earlier shard, or in the same one, already.
+
+    Hashes tell which ids may be there twice; only the cuts of these shards are read again.
+
+    Args:
+        folder: The shard folder.
+        hashes: For every shard, by number, `id_hash` of its cuts.
+
+    Yields:
+        Id, shard and earlier shard of each such cut.
+    """
+    ordered = np.sort(np.concatenate(list(hashes.values())))
+    doubled = ordered[1:][ordered[1:] == ordered[:-1]]
+    suspects, first = set(doubled.tolist()), dict[str, int]()
+    for shard in sorted(hashes) if suspects else ():
+        if not np.isin(hashes[shard], doubled).any():
+            continue
+        for cut in read_cuts(folder, shard):
+            if id_hash(cut.id) not in suspects:
+                continue
+            if cut.id in first:
+                yield cut.id, shard, first[cut.id]
+            first.setdefault(cut.id, shard)
 
 
 def load_record(folder: Path) -> dict[str, Any]:
@@ -319,7 +161,7 @@ def find_shard_ids(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in matches if match)
 
 
-def cut_info(content: dict[str, Any], path: Path, index: int, position: int, row: int) -> CutInfo:
+def _cut_info(content: dict[str, Any], path: Path, index: int, position: int, row: int) -> CutInfo:
     """Takes the facts that planning needs out of a cut's JSON."""
     try:
         cut_id, duration_s = str(content["id"]), float(content["duration"])
@@ -342,15 +184,3 @@ def cut_info(content: dict[str, Any], path: Path, index: int, position: int, row
         position,
         row,
     )
-
-
-def _match_ids(path: Path, pairs: Sequence[TarPair], cuts: Sequence[CutInfo]) -> None:
-    for pair, cut in zip(pairs, cuts, strict=False):
-        if pair.id != cut.id:
-            raise DataError(
-                f"{path}: holds {pair.id!r} where the cuts have {cut.id!r}; make this shard again"
-            )
-    if len(pairs) != len(cuts):
-        raise DataError(
-            f"{path}: holds {len(pairs)} cuts and the manifest {len(cuts)}; make this shard again"
-        )

@@ -9,6 +9,7 @@ teacher and the quantiser and counts what every shard holds. A run states what i
 
 import io
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spear.data.formats.tars import PairTarWriter
-from spear.errors import TokenError
+from spear.data.formats.shards import tar_name
+from spear.data.formats.tars import FileReader, PairTarWriter, index_pairs
+from spear.errors import DataError, TokenError
 from spear.system.files import write_json
 
 FORMAT_VERSION = 1
@@ -32,9 +34,14 @@ def token_dtype(codebook_size: int) -> np.dtype[Any]:
     return np.dtype(np.uint8) if codebook_size <= 256 else np.dtype("<u2")
 
 
+def token_field(teacher: str) -> str:
+    """Returns the Shar field of a teacher's tokens, e.g. "wavlm_tokens"."""
+    return f"{teacher}_tokens"
+
+
 def token_tar_name(teacher: str, shard: int) -> str:
     """Returns the file name of a shard's tokens, e.g. "wavlm_tokens.000003.tar"."""
-    return f"{teacher}_tokens.{shard:06d}.tar"
+    return tar_name(token_field(teacher), shard)
 
 
 def sidecar_name(teacher: str) -> str:
@@ -203,6 +210,22 @@ class TokenTarWriter:
 
     def __exit__(self, *error: Any) -> None:
         self._tar.__exit__(*error)
+
+
+def read_token_tar(folder: Path, teacher: str, shard: int) -> Iterator[tuple[str, Tokens]]:
+    """Yields the cut ids and (T', N) tokens of one shard, in the order of its tar.
+
+    Raises:
+        TokenError: The tar is missing or broken.
+    """
+    path = folder / token_tar_name(teacher, shard)
+    reader = FileReader(max_open=1)
+    try:
+        for pair in index_pairs(path):
+            data = reader.read(path, pair.offset, pair.size)
+            yield pair.id, decode_tokens(data, f"{path}: cut {pair.id}")
+    except DataError as error:
+        raise TokenError(f"{error} (with `spear extract-tokens`)") from error
 
 
 def is_tokens(array: NDArray[Any]) -> bool:

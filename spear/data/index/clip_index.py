@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from spear.data.formats.tokens import Tokens, TokenSidecar, sidecar_name
 from spear.data.index.clip_table import ClipTable
-from spear.data.index.command import ensure_index
-from spear.data.index.folder_index import FolderIndex
+from spear.data.index.shard_folder import ShardFolder
 from spear.errors import ConfigError, TokenError
 from spear.pretrain.collate import Example
 
@@ -37,9 +36,10 @@ class ClipIndex:
         sources: The folders; those without an index get one.
         required: Domain ("speech" or "audio") -> teachers whose tokens a clip of it must have.
         expected: Teacher -> what its sidecars must say, by `TokenSidecar`'s field names.
+        num_jobs: Processes that make indexes where these are missing.
 
     Attributes:
-        folders: The indexes of the folders.
+        folders: The folders.
         table: Lengths, shards and weights, as `BatchPlan` takes them.
         is_audio: (n,) bool.
 
@@ -54,16 +54,17 @@ class ClipIndex:
         sources: Sequence[SourceConfig],
         required: Mapping[str, Sequence[str]],
         expected: Mapping[str, Mapping[str, Any]],
+        num_jobs: int = 1,
     ) -> None:
         if not sources:
             raise ConfigError("no shard folder is given: name at least one source with a path")
         self.required = {domain: tuple(teachers) for domain, teachers in required.items()}
-        self.folders = [ensure_index(source.path) for source in sources]
+        self.folders = [ShardFolder(source.path, num_jobs) for source in sources]
         sizes = [len(folder) for folder in self.folders]
         self._first = np.concatenate([[0], np.cumsum(sizes)])
         self.is_audio = _joined([folder.is_audio for folder in self.folders]).astype(np.bool_)
         self.table = self._table([source.weight for source in sources])
-        self._check_tokens(expected)
+        self._open_tokens(expected, num_jobs)
 
     def __len__(self) -> int:
         """Returns the number of clips."""
@@ -73,7 +74,7 @@ class ClipIndex:
         # Workers read clips; the plan is made elsewhere.
         return {name: value for name, value in vars(self).items() if name != "table"}
 
-    def place(self, number: int) -> tuple[FolderIndex, int]:
+    def place(self, number: int) -> tuple[ShardFolder, int]:
         """Returns the folder of a clip and its number there."""
         position = int(np.searchsorted(self._first, number, side="right")) - 1
         return self.folders[position], number - int(self._first[position])
@@ -90,7 +91,7 @@ class ClipIndex:
     def audio(self, number: int) -> NDArray[np.float32]:
         """Reads the (S,) float32 audio of a clip."""
         folder, row = self.place(number)
-        return folder.audio(row)[1]
+        return folder.audio(row)
 
     def tokens(self, number: int, teacher: str) -> Tokens:
         """Reads the (T', N) tokens of a clip, uint8 or uint16."""
@@ -100,7 +101,7 @@ class ClipIndex:
     def example(self, number: int) -> Example:
         """Reads a clip with the tokens that its domain requires."""
         folder, row = self.place(number)
-        cut_id, audio = folder.audio(row)
+        cut_id, audio = folder.clip(row)
         teachers = self.required["audio" if self.is_audio[number] else "speech"]
         tokens = {teacher: folder.tokens(row, teacher) for teacher in teachers}
         return Example(cut_id, audio, bool(self.is_audio[number]), tokens)
@@ -132,12 +133,13 @@ class ClipIndex:
             fingerprint="/".join(folder.fingerprint for folder in self.folders),
         )
 
-    def _check_tokens(self, expected: Mapping[str, Mapping[str, Any]]) -> None:
+    def _open_tokens(self, expected: Mapping[str, Mapping[str, Any]], num_jobs: int) -> None:
         """Compares every folder's sidecars with what the run expects, and with each other."""
-        first: dict[str, tuple[FolderIndex, TokenSidecar]] = {}
+        first: dict[str, tuple[ShardFolder, TokenSidecar]] = {}
         for folder in self.folders:
             domains = {"audio" if kind else "speech" for kind in np.unique(folder.is_audio)}
-            for teacher in sorted({one for domain in domains for one in self.required[domain]}):
+            teachers = sorted({one for domain in domains for one in self.required[domain]})
+            for teacher in teachers:
                 sidecar = _sidecar(folder, teacher)
                 sidecar.check(folder.path, teacher=teacher, **expected.get(teacher, {}))
                 other_folder, other = first.setdefault(teacher, (folder, sidecar))
@@ -146,6 +148,7 @@ class ClipIndex:
                         f"{folder.path}: tokens of {teacher!r} differ from those in "
                         f"{other_folder.path} in {', '.join(differing)}; extract one of them again"
                     )
+            folder.open_tokens(teachers, num_jobs)
 
 
 def _joined(columns: Sequence[NDArray[Any]]) -> NDArray[Any]:
@@ -153,9 +156,9 @@ def _joined(columns: Sequence[NDArray[Any]]) -> NDArray[Any]:
     return columns[0] if len(columns) == 1 else np.concatenate(columns)
 
 
-def _sidecar(folder: FolderIndex, teacher: str) -> TokenSidecar:
-    if teacher not in folder.teachers:
-        has = ", ".join(folder.teachers) or "none"
+def _sidecar(folder: ShardFolder, teacher: str) -> TokenSidecar:
+    if teacher not in folder.teachers():
+        has = ", ".join(folder.teachers()) or "none"
         raise TokenError(
             f"{folder.path}: no tokens of teacher {teacher!r} (there: {has}), which its clips "
             f"need; first run: spear extract-tokens --shards+ {folder.path} "

@@ -17,17 +17,17 @@ sought would take its place by offering the same.
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spear.audio.io import SAMPLE_RATE_HZ
-from spear.data.formats.columns import open_columns, write_columns
+from spear.data.index.arrays import map_arrays, write_arrays
 from spear.data.index.clip_table import ClipTable
 from spear.data.index.packing import even_out, pack
 from spear.data.index.shard_order import count_clips, pick, windows
@@ -189,15 +189,16 @@ class BatchPlan:
         if self.keep_in is None:
             return self._make(epoch, world_size)
         key = self._key(epoch, world_size)
-        path = self.keep_in / f"epoch-{epoch:05d}-{key[:16]}.plan"
-        try:
-            columns, metadata = open_columns(path)
-        except (FileNotFoundError, DataError):
-            metadata = {}
-        if metadata.get("key") != key:
-            self._keep(path, key, self._make(epoch, world_size))
-            columns, _ = open_columns(path)
-        return EpochPlan(columns["order"], columns["bounds"], columns["steps"])
+        folder = self.keep_in / f"epoch-{epoch:05d}-{key[:16]}.plan"
+        names = [one.name for one in fields(EpochPlan)]
+        if folder.is_dir():
+            try:
+                return EpochPlan(**map_arrays(folder, names))
+            except DataError:  # damaged: it costs little to make another
+                shutil.rmtree(folder, ignore_errors=True)
+        write_arrays(folder, vars(self._make(epoch, world_size)))
+        self._forget_others(folder)
+        return EpochPlan(**map_arrays(folder, names))
 
     def _key(self, epoch: int, world_size: int) -> str:
         facts = (
@@ -212,21 +213,12 @@ class BatchPlan:
         )
         return hashlib.sha256(json.dumps(facts).encode("utf-8")).hexdigest()
 
-    def _keep(self, path: Path, key: str, plan: EpochPlan) -> None:
-        """Writes a plan, and removes those of other epochs: a run does not go back."""
-        parts: dict[str, NDArray[Any]] = {
-            "order": plan.order,
-            "bounds": plan.bounds,
-            "steps": plan.steps,
-        }
-        kinds = {"order": "U32", "bounds": "I64", "steps": "U32"}
-        shapes = {name: (kinds[name], part.shape) for name, part in parts.items()}
-        with write_columns(path, shapes, {"key": key}) as columns:
-            for name, part in parts.items():
-                columns[name][...] = part
-        for other in path.parent.glob("epoch-*.plan"):
-            if other.name.split("-")[1] != path.name.split("-")[1]:
-                other.unlink(missing_ok=True)  # processes that still read it keep their view
+    def _forget_others(self, kept: Path) -> None:
+        """Removes the plans of other epochs: a run does not go back."""
+        epoch = kept.name.split("-")[1]
+        for other in kept.parent.glob("epoch-*.plan"):
+            if other.name.split("-")[1] != epoch:
+                shutil.rmtree(other, ignore_errors=True)  # who still reads it keeps its view
 
     def _make(self, epoch: int, world_size: int) -> EpochPlan:
         begin = time.monotonic()

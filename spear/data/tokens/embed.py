@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from spear.data.formats.shards import CutInfo, ShardFolder
 from spear.data.formats.tars import file_fingerprint
+from spear.data.index.shard_folder import ShardFolder
 from spear.data.stage_reports import write_frames_report
 from spear.data.tokens.represent import (
     check_sources,
     describe_teacher,
-    num_samples,
     represent,
 )
 from spear.errors import ConfigError, DataError
@@ -70,12 +69,16 @@ class EmbedConfig:
 class Sample:
     """Frames to take: of each clip some positions, which fill consecutive rows of the output."""
 
-    clips: list[tuple[ShardFolder, CutInfo]]
-    """Clips that give at least one frame."""
+    folders: Sequence[ShardFolder]
+    """Where the clips are from."""
+    sources: np.ndarray
+    """(C,) int64: for each clip that gives at least one frame, which folder it is from."""
+    numbers: np.ndarray
+    """(C,) int64, its number there."""
     positions: list[np.ndarray]
     """For each clip its frames, sorted, int64."""
     rows: np.ndarray
-    """For each clip its first row in the output, int64."""
+    """(C,) int64, its first row in the output."""
     num_frames: int
     """F, all of them."""
 
@@ -113,7 +116,7 @@ def run(config: EmbedConfig) -> None:
         "format_version": FORMAT_VERSION,
         "teacher": describe_teacher(teacher),
         "seed": config.seed,
-        "num_clips": len(sample.clips),
+        "num_clips": len(sample.numbers),
         "num_frames": sample.num_frames,
         "dim": teacher.dim,
         "settings": settings,
@@ -124,7 +127,7 @@ def run(config: EmbedConfig) -> None:
         "%s: %d frames of %d clips, %d channels",
         frames_path,
         sample.num_frames,
-        len(sample.clips),
+        len(sample.numbers),
         teacher.dim,
     )
 
@@ -145,11 +148,11 @@ def choose_frames(
     Raises:
         DataError: No clip is long enough for a frame.
     """
-    everything = [(folder, info) for folder in folders for info in folder.infos]
-    order = generator(config.seed, "embed/clips").permutation(len(everything))
-    counts = np.array(
-        [teacher.num_frames(num_samples(everything[i][1])) for i in order], dtype=np.int64
-    )
+    first = np.cumsum([0, *map(len, folders)])
+    lengths = np.concatenate([folder.num_samples for folder in folders])
+    order = generator(config.seed, "embed/clips").permutation(len(lengths))
+    known, which = np.unique(lengths[order], return_inverse=True)
+    counts = np.array([teacher.num_frames(int(one)) for one in known], np.int64)[which]
     if counts.sum() == 0:
         raise DataError(f"{config.shards}: no clip is long enough for a frame of the teacher")
     wanted = int(np.ceil(config.num_frames / config.clip_share))
@@ -167,8 +170,12 @@ def choose_frames(
     positions = np.split(drawn, bounds[:-1])
     chosen = [i for i, one in enumerate(positions) if len(one)]
     rows = np.concatenate(([0], bounds[:-1]))
+    clips = order[chosen]
+    from_folder = np.searchsorted(first, clips, side="right") - 1
     return Sample(
-        clips=[everything[order[i]] for i in chosen],
+        folders=folders,
+        sources=from_folder,
+        numbers=clips - first[from_folder],
         positions=[positions[i] - (ends[i] - counts[i]) for i in chosen],
         rows=rows[chosen],
         num_frames=len(drawn),
@@ -176,28 +183,29 @@ def choose_frames(
 
 
 def _fill(
-    output: np.ndarray, sample: Sample, teacher: "Teacher", batch_s: float, windowing: Windowing
+    output: np.ndarray,
+    sample: Sample,
+    teacher: "Teacher",
+    batch_s: float,
+    windowing: Windowing,
 ) -> None:
     """Computes the chosen clips and writes their chosen frames into the output's rows."""
-    by_folder: dict[int, list[int]] = {}
-    for number, (folder, _) in enumerate(sample.clips):
-        by_folder.setdefault(id(folder), []).append(number)
     groups = []
-    for numbers in by_folder.values():
+    for source, folder in enumerate(sample.folders):
+        own = np.flatnonzero(sample.sources == source)
         # In the order of the files, so that a disk is read forwards.
-        numbers.sort(key=lambda number: sample.clips[number][1].index)
-        groups += [numbers[i : i + CLIPS_AT_ONCE] for i in range(0, len(numbers), CLIPS_AT_ONCE)]
-    for group in progress(groups, f"embed {teacher.name}"):
-        folder = sample.clips[group[0]][0]
-        number_of = {sample.clips[number][1].index: number for number in group}
-        infos = [sample.clips[number][1] for number in group]
+        own = own[np.argsort(sample.numbers[own])]
+        groups += [(folder, own[i : i + CLIPS_AT_ONCE]) for i in range(0, len(own), CLIPS_AT_ONCE)]
+    for folder, group in progress(groups, f"embed {teacher.name}"):
+        clips = dict(zip(sample.numbers[group].tolist(), group.tolist(), strict=True))
+        infos = [folder.cut(number) for number in clips]
         ledger.note(audio_hours=sum(info.duration_s for info in infos) / 3600)
         for batch in represent(teacher, folder, infos, batch_s, windowing):
             for piece, rep in batch:
-                number = number_of[piece.info.index]
-                positions = sample.positions[number] - piece.first_frame
+                clip = clips[piece.info.index]
+                positions = sample.positions[clip] - piece.first_frame
                 inside = np.flatnonzero((positions >= 0) & (positions < len(rep)))
-                rows = int(sample.rows[number]) + inside
+                rows = int(sample.rows[clip]) + inside
                 chosen = torch.from_numpy(positions[inside]).to(rep.device)
                 output[rows] = rep[chosen].cpu().numpy()
 
@@ -216,9 +224,7 @@ def _settings(
     """Returns what the sample depends on, as JSON; not where it lies."""
     identity = {key: value for key, value in teacher.identity().items() if key != "path"}
     windowing = Windowing(config.window_s, config.context_s)
-    has_windows = any(
-        windowing.may_cut(info.duration_s) for folder in folders for info in folder.infos
-    )
+    has_windows = any(windowing.may_cut(folder.longest_s) for folder in folders)
     return {
         **({"windows": asdict(windowing)} if has_windows else {}),
         "seed": config.seed,

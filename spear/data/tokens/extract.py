@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from spear.data.formats.shards import ShardFolder
 from spear.data.formats.tokens import TokenSidecar
+from spear.data.index.shard_folder import ShardFolder
 from spear.data.stage_reports import write_token_report
 from spear.data.tokens.cost import log_cost
 from spear.data.tokens.extract_shards import Extractor

@@ -14,8 +14,9 @@ from typing import Self
 
 import numpy as np
 
-from spear.data.formats.shards import CutInfo, ShardFolder
+from spear.data.formats.shards import CutInfo
 from spear.data.formats.tokens import Tokens
+from spear.data.index.shard_folder import ShardFolder
 from spear.data.tokens.extract_state import TokenState
 from spear.data.tokens.extract_teacher import TokenMaker
 from spear.data.tokens.pieces import Piece, batch_by_length, batch_windows, split_long

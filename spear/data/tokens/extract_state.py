@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from spear.data.formats.records import PartRecords
-from spear.data.formats.shards import CutInfo, ShardFolder
+from spear.data.formats.shards import CutInfo
 from spear.data.formats.tokens import (
     ShardTokens,
     Tokens,
@@ -18,6 +18,7 @@ from spear.data.formats.tokens import (
     sidecar_name,
     token_tar_name,
 )
+from spear.data.index.shard_folder import ShardFolder
 from spear.data.tokens.extract_teacher import TokenMaker, windowing_of
 from spear.errors import DataError, TokenError
 from spear.system.files import atomic_path, sha256_of
@@ -104,7 +105,7 @@ class TokenState:
     def _refuse_others(self, found: TokenSidecar) -> None:
         different = self.maker.differences(found)
         if not different and windowing_of(found) != self.maker.windowing:
-            cuts = self.maker.cuts_otherwise(found, self.folder.infos)
+            cuts = self.maker.cuts_otherwise(found, self.folder.longest_s)
             different = [cuts] if cuts else []
         if different:
             raise TokenError(

@@ -5,7 +5,6 @@ made the same way: precision and windows are part of what the sidecar says of th
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from spear.data.formats.shards import CutInfo
 from spear.data.formats.tokens import Tokens, TokenSidecar
 from spear.data.tokens.pieces import Piece
 from spear.data.tokens.read_ahead import AudioBatch
@@ -94,11 +92,11 @@ class TokenMaker:
             f"{name} {there!r} and not {here!r}" for name, there, here in pairs if there != here
         ]
 
-    def cuts_otherwise(self, found: TokenSidecar, infos: Sequence[CutInfo]) -> str | None:
-        """Says how recordings of a folder were cut otherwise; None where they were not."""
+    def cuts_otherwise(self, found: TokenSidecar, longest_s: float) -> str | None:
+        """Says how recordings of up to so many seconds were cut otherwise; None: they were not."""
         former = windowing_of(found)
         if former == self.windowing or not any(
-            one.may_cut(info.duration_s) for info in infos for one in (former, self.windowing)
+            one.may_cut(longest_s) for one in (former, self.windowing)
         ):
             return None
         return f"long recordings cut by {former} and not {self.windowing}"

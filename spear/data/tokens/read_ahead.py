@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from spear.audio.io import SAMPLE_RATE_HZ
-from spear.data.formats.shards import CutInfo, ShardFolder
+from spear.data.formats.shards import CutInfo
+from spear.data.index.shard_folder import ShardFolder
 from spear.data.tokens.pieces import Piece
 
 A = TypeVar("A")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from spear.data.formats.shards import CutInfo, ShardFolder
+from spear.data.formats.shards import CutInfo
+from spear.data.index.shard_folder import ShardFolder
 from spear.data.tokens.pieces import Piece, batch_by_length, num_samples, plan_batches
 from spear.data.tokens.read_ahead import AudioBatch, BatchReader, map_ahead, pad_audio
 from spear.errors import ConfigError

@@ -22,12 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spear.data.formats.records import PartRecords
-from spear.data.formats.shards import ShardFolder, find_shard_ids, load_record
+from spear.data.formats.shards import find_doubled, find_shard_ids, load_record
 from spear.data.formats.tokens import TokenSidecar, find_teachers, sidecar_name
+from spear.data.index.shard_folder import ShardFolder
 from spear.data.verify.findings import Count, ShardFindings
 from spear.data.verify.report import FolderReport, make_table, write_report
 from spear.data.verify.shard import ShardJob, verify_shard
-from spear.data.verify.whole import check_usage, compare_shards, find_doubled
+from spear.data.verify.whole import check_usage, compare_shards
 from spear.errors import ConfigError, DataError, SpearError, TokenError
 from spear.system import ledger
 from spear.system.device import choose_device
@@ -242,8 +243,8 @@ def _verify_whole(
         for shard, place in compare_shards(hashes, recorded):
             where = "on disk but not in shards.json" if place == "here" else "missing"
             count.add(f"shard {shard:06d}: {where}")
-    for problem in find_doubled(report.path, hashes):
-        count.add(problem)
+    for cut_id, shard, other in find_doubled(report.path, hashes):
+        count.add(f"shard {shard:06d}: cut {cut_id!r} is in shard {other:06d} too")
 
 
 def _verify_teacher(

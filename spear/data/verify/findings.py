@@ -5,7 +5,6 @@ that what one process or job found is put together with the findings of others.
 """
 
 import base64
-import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -97,9 +96,3 @@ class ShardFindings:
         ]
         hashes = np.frombuffer(base64.b64decode(content["id_hashes"]), np.uint64)
         return cls(content["shard"], content["duration_s"], hashes, counts)
-
-
-def hash_id(cut_id: str) -> int:
-    """Returns 64 bits of an id: equal ids have equal ones, others hardly ever."""
-    data = cut_id.encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")

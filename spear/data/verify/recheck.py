@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from spear.data.formats.shards import CutInfo, ShardFolder
+from spear.data.formats.shards import CutInfo
 from spear.data.formats.tokens import Tokens, TokenSidecar
+from spear.data.index.shard_folder import ShardFolder
 from spear.data.tokens.extract_teacher import TokenMaker, precision_of, windowing_of
 from spear.data.tokens.pieces import plan_batches
 from spear.data.tokens.read_ahead import BatchReader

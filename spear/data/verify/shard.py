@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from spear.audio.io import SAMPLE_RATE_HZ, decode_audio
-from spear.data.formats.manifests import read_jsonl_gz
-from spear.data.formats.shards import CutInfo, cut_info, cuts_name, recording_name
+from spear.data.formats.shards import CutInfo, cuts_name, id_hash, read_cuts, recording_name
 from spear.data.formats.tars import FileReader, TarPair, index_pairs
 from spear.data.formats.tokens import (
     ShardTokens,
@@ -27,7 +26,7 @@ from spear.data.formats.tokens import (
     token_dtype,
     token_tar_name,
 )
-from spear.data.verify.findings import Count, ShardFindings, hash_id
+from spear.data.verify.findings import Count, ShardFindings
 from spear.errors import DataError, SpearError, TokenError
 from spear.system.files import sha256_of
 
@@ -68,24 +67,22 @@ def verify_shard(job: ShardJob) -> ShardFindings:
     """Verifies the cuts, the audio and the tokens of one shard."""
     audio = Count("audio", num_shards=1)
     findings = ShardFindings(job.shard, counts=[audio])
-    cuts = read_cuts(job.folder, job.shard, audio)
+    cuts = _read_cuts(job, audio)
     silent = _verify_audio(job, cuts, audio)
     _verify_record(job, cuts, audio)
     for sidecar in job.sidecars:
         findings.counts.append(_verify_teacher(job, sidecar, cuts, silent))
     findings.duration_s = sum(cut.duration_s for cut in cuts)
-    findings.id_hashes = np.array([hash_id(cut.id) for cut in cuts], np.uint64)
+    findings.id_hashes = np.array([id_hash(cut.id) for cut in cuts], np.uint64)
     return findings
 
 
-def read_cuts(folder: Path, shard: int, count: Count) -> list[CutInfo]:
+def _read_cuts(job: ShardJob, count: Count) -> list[CutInfo]:
     """Returns the cuts of a shard; none, with a problem noted, where they are not readable."""
-    path = folder / cuts_name(shard)
     try:
-        lines = read_jsonl_gz(path)
-        cuts = [cut_info(line, path, 0, shard, row) for row, line in enumerate(lines)]
+        cuts = read_cuts(job.folder, job.shard)
     except DataError as error:
-        count.add(f"shard {shard:06d}: {error}")
+        count.add(f"shard {job.shard:06d}: {error}")
         return []
     count.num_cuts += len(cuts)
     return cuts

@@ -5,15 +5,11 @@ together say anything. Every function takes what the shards' findings hold of it
 problems in words; none holds more than eight bytes of a cut.
 """
 
-from collections.abc import Collection, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Collection, Iterator
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-
-from spear.data.verify.findings import Count, hash_id
-from spear.data.verify.shard import read_cuts
 
 MIN_COUNTED_FRAMES = 1000
 """From how many frames on the entropy of a folder's tokens says something."""
@@ -25,29 +21,6 @@ def compare_shards(
     """Yields the shards that only one of two lists has, in order, and which one that is."""
     for shard in sorted(set(here) ^ set(there)):
         yield shard, "here" if shard in here else "there"
-
-
-def find_doubled(folder: Path, hashes: Mapping[int, NDArray[np.uint64]]) -> Iterator[str]:
-    """Yields a problem for each cut that was in an earlier shard already.
-
-    Hashes tell which ids may be there twice; only the cuts of these shards are read again.
-
-    Args:
-        folder: The shard folder.
-        hashes: (C,) `hash_id` of every cut, by shard.
-    """
-    values, counts = np.unique(np.concatenate(list(hashes.values())), return_counts=True)
-    doubled = values[counts > 1]
-    suspects, first = set(doubled.tolist()), dict[str, int]()
-    for shard in sorted(hashes) if suspects else ():
-        if not np.isin(hashes[shard], doubled).any():
-            continue
-        for cut in read_cuts(folder, shard, Count("read again")):
-            if hash_id(cut.id) not in suspects:
-                continue
-            if cut.id in first:
-                yield f"shard {shard:06d}: cut {cut.id!r} is in shard {first[cut.id]:06d} too"
-            first.setdefault(cut.id, shard)
 
 
 def check_usage(usage: NDArray[np.int64] | None, min_entropy: float) -> list[str]:

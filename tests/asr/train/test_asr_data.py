@@ -8,8 +8,8 @@ import torch
 from spear.asr.tokenizer import Tokenizer, TokenizerConfig
 from spear.asr.train.data import AsrData, AsrDataConfig, TranscribedCuts
 from spear.audio import LOG_EPS, Fbank
-from spear.data.formats.shards import ShardFolder
 from spear.data.index.plan import BatchConfig
+from spear.data.index.shard_folder import ShardFolder
 from spear.errors import DataError
 from spear.finetune.spec_augment import SpecAugmentConfig
 
@@ -43,7 +43,7 @@ def test_a_batch_holds_features_and_labels_of_its_cuts(tone_shards, tone_texts):
     data = make_data(tone_shards, specaugment=SpecAugmentConfig(probability=0.0))
     tokenizer = Tokenizer.train(tone_texts, TokenizerConfig())
     folder = ShardFolder(tone_shards)
-    by_id = {info.id: info for info in folder.infos}
+    by_id = {info.id: info for info in folder}
     seen = []
     for batch in epoch_of(data):
         total_s = 0.0
@@ -90,7 +90,7 @@ def test_augmentation_changes_with_epoch_and_seed(tone_shards):
 def test_slower_speech_makes_longer_batches_within_the_limit(tone_shards):
     batches = epoch_of(make_data(tone_shards, speeds=(0.8,), max_duration_s=2.0))
     lengths = {n: s for b in batches for n, s in zip(b.ids, b.fbank_lens.tolist(), strict=True)}
-    for info in ShardFolder(tone_shards).infos:
+    for info in ShardFolder(tone_shards):
         assert lengths[info.id] == pytest.approx(info.duration_s * 100 / 0.8, abs=1)
     assert all(b.fbank.shape[0] * b.fbank.shape[1] <= 200 + len(b.ids) for b in batches)
 
@@ -100,7 +100,7 @@ def test_ranks_share_the_data_and_have_equally_many_steps(tone_shards):
     batches = [epoch_of(data, rank=rank, world_size=2) for rank in range(2)]
     assert len(batches[0]) == len(batches[1]) == data.steps_in_epoch(0, 2)
     ids = [name for rank in batches for batch in rank for name in batch.ids]
-    assert sorted(ids) == sorted(info.id for info in ShardFolder(tone_shards).infos)
+    assert sorted(ids) == sorted(info.id for info in ShardFolder(tone_shards))
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -108,7 +108,7 @@ def test_validation_sees_every_clip_once_as_it_is(tone_shards, world_size):
     data = make_data(tone_shards, speeds=(0.9,))
     batches = [b for rank in range(world_size) for b in data.valid_batches(rank, world_size)]
     lens = {n: s for b in batches for n, s in zip(b.ids, b.fbank_lens.tolist(), strict=True)}
-    infos = ShardFolder(tone_shards).infos
+    infos = list(ShardFolder(tone_shards))
     assert sum(len(batch.ids) for batch in batches) == len(infos)
     for info in infos:
         assert lens[info.id] == math.floor(info.duration_s * 100 + 0.5)

@@ -21,7 +21,7 @@ from spear.data.corpus.prepare import PrepareConfig
 from spear.data.corpus.scan import scan_recordings
 from spear.data.corpus.shard import ShardConfig
 from spear.data.formats.manifests import read_jsonl_gz
-from spear.data.formats.shards import ShardFolder
+from spear.data.index.shard_folder import ShardFolder
 from spear.data.verify import command as verify
 from spear.data.verify.command import VerifyConfig
 from spear.errors import ConfigError, DataError
@@ -194,7 +194,7 @@ def bad_entries(path: Path) -> dict[str, dict[str, str]]:
 @pytest.mark.parametrize("case", GOOD)
 def test_it_works(shards: ShardFolder, case: str) -> None:
     _, _, key, level = GOOD[case]
-    (info,) = [one for one in shards.infos if one.id == key]
+    (info,) = [one for one in shards if one.id == key]
     audio = shards.audio(info)
     if case not in ("mp3_called_wav", "telephone"):  # whose encoders pad
         assert abs(len(audio) - 8000) <= 1
@@ -225,7 +225,7 @@ def test_nothing_is_lost_in_silence(shards: ShardFolder, source: Path) -> None:
     """Every recording is a clip, or named by the stage that left it out."""
     entries = bad_entries(source.parent / "manifests" / "bad_cuts.jsonl")
     assert len(entries) == len(BAD)
-    assert {info.id for info in shards.infos} == {key for _, _, key, _ in GOOD.values()}
+    assert {info.id for info in shards} == {key for _, _, key, _ in GOOD.values()}
     (short,) = bad_entries(shards.path / "bad_cuts.jsonl").values()
     assert (short["id"], short["error"]) == ("short", "shorter than min_duration_s 0.1")
 
@@ -235,14 +235,14 @@ def test_50_ms_work_where_they_are_wanted(
 ) -> None:
     cuts = source.parent / "manifests" / "hostile_train_cuts.jsonl.gz"
     shard.run(ShardConfig(str(cuts), str(tmp_path / "s"), min_duration_s=0.04))
-    (info,) = [one for one in ShardFolder(tmp_path / "s").infos if one.id == "short"]
+    (info,) = [one for one in ShardFolder(tmp_path / "s") if one.id == "short"]
     assert info.duration_s == 0.05
 
 
 def test_lhotse_reads_every_name(shards: ShardFolder) -> None:
     cuts = list(CutSet.from_shar(fields=shards.shar_fields()))
-    assert [cut.id for cut in cuts] == [info.id for info in shards.infos]
-    for cut, info in zip(cuts, shards.infos, strict=True):
+    assert [cut.id for cut in cuts] == [info.id for info in shards]
+    for cut, info in zip(cuts, shards, strict=True):
         np.testing.assert_array_equal(cut.load_audio()[0], shards.audio(info))
 
 
@@ -264,7 +264,7 @@ def test_later_stages_end_cleanly(
         )
     )
     verify.run(VerifyConfig(shards=[str(shards.path)], quantizers={"logmel": quantizer}))
-    for info in shards.infos:
+    for info in shards:
         assert abs(len(shards.tokens(info, "logmel")) - 50 * info.duration_s) <= 2
 
 
@@ -313,7 +313,7 @@ def test_files_that_change_or_vanish_between_the_stages_are_named(tmp_path: Path
         "rots": "cannot be read",
     }.items():
         assert reason in entries[key]["error"]
-    assert [info.id for info in ShardFolder(tmp_path / "s").infos] == ["stays"]
+    assert [info.id for info in ShardFolder(tmp_path / "s")] == ["stays"]
 
 
 @contextmanager

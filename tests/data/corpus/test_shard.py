@@ -11,7 +11,7 @@ from lhotse import CutSet
 from spear.data.corpus import prepare, shard
 from spear.data.corpus.prepare import PrepareConfig
 from spear.data.corpus.shard import ShardConfig, to_int16
-from spear.data.formats.shards import ShardFolder
+from spear.data.index.shard_folder import ShardFolder
 from spear.errors import ConfigError, DataError
 from spear.system.files import sha256_of
 
@@ -21,7 +21,7 @@ Snapshot = Callable[[Path], dict[str, tuple[int, bytes]]]
 def test_audio_of_16_bit_recordings_is_kept_to_the_bit(
     folder: ShardFolder, corpus: PrepareConfig
 ) -> None:
-    for info in folder.infos:
+    for info in folder:
         speaker, name = info.id.split("-")
         expected, _ = soundfile.read(f"{corpus.source_dir}/{speaker}/{name}.wav", dtype="float32")
         np.testing.assert_array_equal(folder.audio(info), expected)
@@ -29,8 +29,8 @@ def test_audio_of_16_bit_recordings_is_kept_to_the_bit(
 
 def test_lhotse_reads_the_folder(folder: ShardFolder) -> None:
     cuts = list(CutSet.from_shar(fields=folder.shar_fields()))
-    assert [cut.id for cut in cuts] == [info.id for info in folder.infos]
-    for cut, info in zip(cuts, folder.infos, strict=True):
+    assert [cut.id for cut in cuts] == [info.id for info in folder]
+    for cut, info in zip(cuts, folder, strict=True):
         assert cut.recording.sampling_rate == 16000
         assert cut.num_samples == len(folder.audio(info))
         assert cut.domain == "speech"
@@ -62,8 +62,8 @@ def test_long_recordings_become_equal_windows_that_meet(
     manifest = f"{config.output_dir}/l_train_cuts.jsonl.gz"
     shard.run(ShardConfig(cuts=manifest, output_dir=f"{tmp_path}/s", max_duration_s=3.0))
     folder = ShardFolder(tmp_path / "s")
-    assert [info.id for info in folder.infos] == ["a-0000", "a-0001", "a-0002"]
-    assert all(info.duration_s == pytest.approx(7 / 3, abs=0.001) for info in folder.infos)
+    assert [info.id for info in folder] == ["a-0000", "a-0001", "a-0002"]
+    assert all(info.duration_s == pytest.approx(7 / 3, abs=0.001) for info in folder)
     whole, _ = soundfile.read(tmp_path / "long" / "a.wav", dtype="float32")
     np.testing.assert_array_equal(np.concatenate([folder.audio(i) for i in range(3)]), whole)
 
@@ -72,7 +72,7 @@ def test_transcribed_cuts_are_never_cut_apart(shard_config: ShardConfig) -> None
     shard.run(replace(shard_config, max_duration_s=0.4, min_duration_s=0.01))
     folder = ShardFolder(shard_config.output_dir)
     assert len(folder) == 12
-    assert max(info.duration_s for info in folder.infos) > 0.4
+    assert max(info.duration_s for info in folder) > 0.4
 
 
 def test_joined_cuts_become_one_clip_with_one_transcript(
@@ -82,7 +82,7 @@ def test_joined_cuts_become_one_clip_with_one_transcript(
     manifest = Path(corpus.output_dir) / "tones_train_cuts.jsonl.gz"
     shard.run(ShardConfig(cuts=str(manifest), output_dir=f"{tmp_path}/s"))
     folder = ShardFolder(tmp_path / "s")
-    for cut, info in zip(CutSet.from_file(manifest), folder.infos, strict=True):
+    for cut, info in zip(CutSet.from_file(manifest), folder, strict=True):
         assert info.text is not None and 2 <= len(info.text.split()) <= 3
         assert info.domain == "speech"
         np.testing.assert_allclose(folder.audio(info), cut.load_audio()[0], atol=1e-4)

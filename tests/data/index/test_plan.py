@@ -115,9 +115,9 @@ def test_a_kept_plan_is_found_again_and_only_by_the_same_run(tmp_path, monkeypat
     for others in ({"seed": 2}, {"growth_s": 1.0}, {"min_clip_s": 1.0}, {"weights": [2.0]}):
         assert all_batches(make_plan(keep_in=tmp_path, **others), 3, 2) != expected
     assert all_batches(make_plan(keep_in=tmp_path), 3, 1) != expected
-    assert kept.is_file()
+    assert kept.is_dir()
     make_plan(keep_in=tmp_path).steps(4, 2)
-    assert not kept.is_file(), "plans of epochs that are over are removed"
+    assert not kept.is_dir(), "plans of epochs that are over are removed"
 
 
 @pytest.mark.parametrize(
@@ -126,6 +126,7 @@ def test_a_kept_plan_is_found_again_and_only_by_the_same_run(tmp_path, monkeypat
 def test_a_broken_kept_plan_is_made_again(tmp_path, damage):
     expected = all_batches(make_plan(keep_in=tmp_path), 3, 2)
     (kept,) = tmp_path.glob("*.plan")
+    kept = kept / "bounds.npy"
     kept.write_bytes(damage(kept.read_bytes()))
     assert all_batches(make_plan(keep_in=tmp_path), 3, 2) == expected
 

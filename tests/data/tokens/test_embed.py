@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from spear.data.formats.shards import CutInfo, ShardFolder
+from spear.data.formats.shards import CutInfo
+from spear.data.index.shard_folder import ShardFolder
 from spear.data.tokens import embed
 from spear.data.tokens.embed import EmbedConfig, choose_frames
 from spear.data.tokens.represent import batch_by_length, num_samples
@@ -66,7 +67,7 @@ def test_asking_for_more_than_there_is_takes_all_once(
 ) -> None:
     teacher = load_teacher(config.teacher)
     sample = choose_frames(replace(config, num_frames=10**6), [folder], teacher)
-    total = sum(teacher.num_frames(num_samples(info)) for info in folder.infos)
+    total = sum(teacher.num_frames(num_samples(info)) for info in folder)
     assert sample.num_frames == total
     assert len(sample.clips) == 12
     for (_, info), positions in zip(sample.clips, sample.positions, strict=True):
@@ -90,7 +91,7 @@ def test_all_frames_are_equally_likely(config: EmbedConfig, folder: ShardFolder)
         sample = choose_frames(replace(config, seed=seed), [folder], teacher)
         for (_, info), positions in zip(sample.clips, sample.positions, strict=True):
             counts[info.index, positions] += 1
-    lengths = [teacher.num_frames(num_samples(info)) for info in folder.infos]
+    lengths = [teacher.num_frames(num_samples(info)) for info in folder]
     drawn = np.concatenate([counts[i, :length] for i, length in enumerate(lengths)])
     assert counts.sum() == drawn.sum() == 300 * 60
     mean = drawn.mean()

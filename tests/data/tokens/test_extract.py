@@ -9,8 +9,8 @@ import pytest
 import torch
 from lhotse import CutSet
 
-from spear.data.formats.shards import ShardFolder
 from spear.data.formats.tokens import TokenSidecar
+from spear.data.index.shard_folder import ShardFolder
 from spear.data.tokens import extract
 from spear.data.tokens.extract import ExtractConfig
 from spear.data.tokens.extract_state import TokenState
@@ -32,7 +32,7 @@ def test_tokens_are_those_of_each_clip_alone(
     extract.run(extract_config)
     teacher = load_teacher(extract_config.teacher)
     quantizer = FakeQuantizer.load(extract_config.quantizer)
-    for info in folder.infos:
+    for info in folder:
         audio = torch.from_numpy(folder.audio(info))[None]
         reps, _ = teacher(audio, torch.tensor([audio.shape[1]]))
         expected = quantizer.encode(reps[0]).numpy()

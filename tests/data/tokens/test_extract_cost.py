@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spear.data.formats.shards import ShardFolder
+from spear.data.index.shard_folder import ShardFolder
 from spear.data.tokens import cost as extract_cost
 from spear.data.tokens import extract
 from spear.data.tokens.cost import Estimate

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from spear.data.formats.shards import ShardFolder
+from spear.data.index.shard_folder import ShardFolder
 from spear.mvq import Quantizer
 from tests.data.tokens.extract_process import start
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spear.data.formats.shards import ShardFolder
 from spear.data.formats.tokens import TokenTarWriter
+from spear.data.index.shard_folder import ShardFolder
 from spear.data.tokens import extract
 from spear.data.tokens.extract import ExtractConfig, TeacherTokens
 from spear.errors import AudioError, ConfigError, DataError, TokenError
@@ -131,13 +131,13 @@ def test_long_clips_are_cut_into_windows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     extract.run(several)
-    tokens = [folder.tokens(info, "mfcc") for info in folder.infos]
+    tokens = [folder.tokens(info, "mfcc") for info in folder]
     remove_tokens(folder)
     lengths = watch_lengths(monkeypatch)
     extract.run(replace(several, **short_windows))
     assert max(lengths) <= round((0.1 + 2 * 0.06 + 0.02) * 16000)
     afresh = ShardFolder(folder.path)
-    for info, expected in zip(folder.infos, tokens, strict=True):
+    for info, expected in zip(folder, tokens, strict=True):
         found = afresh.tokens(info, "mfcc")
         assert found.shape == expected.shape
         assert (found != expected).mean() < 0.01

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from spear.data.formats.shards import CutInfo, ShardFolder
+from spear.data.formats.shards import CutInfo
+from spear.data.index.shard_folder import ShardFolder
 from spear.data.tokens.pieces import batch_windows, plan_batches
 from spear.data.tokens.read_ahead import BatchReader, map_ahead
 from spear.data.tokens.represent import represent
@@ -76,7 +77,7 @@ def test_an_error_in_a_thread_is_raised_as_it_is() -> None:
 
 def test_threads_read_what_one_reads(folder: ShardFolder) -> None:
     teacher = load_teacher(LOGMEL)
-    batches = plan_batches(teacher, folder.infos, 1.5, Windowing(0.0))
+    batches = plan_batches(teacher, list(folder), 1.5, Windowing(0.0))
     assert len(batches) > 4
     reader = BatchReader(folder)
     expected = [reader(batch) for batch in batches]
@@ -104,12 +105,12 @@ def test_a_long_recording_is_decoded_once(
     )
     teacher = load_teacher(LOGMEL)
     found: dict[int, list[torch.Tensor]] = {}
-    for batch in represent(teacher, folder, folder.infos, 0.5, windowing):
+    for batch in represent(teacher, folder, list(folder), 0.5, windowing):
         for piece, frames in batch:
             found.setdefault(piece.info.index, []).append(frames)
-    assert sorted(decoded) == sorted(info.id for info in folder.infos)
+    assert sorted(decoded) == sorted(info.id for info in folder)
     assert max(map(len, found.values())) > 3
-    for info in folder.infos:
+    for info in folder:
         audio = torch.from_numpy(read(folder, info))[None]
         whole, _ = teacher(audio, torch.tensor([audio.shape[1]]))
         torch.testing.assert_close(torch.cat(found[info.index]), whole[0], atol=1e-5, rtol=0)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from spear.data.formats.manifests import read_jsonl_gz
-from spear.data.formats.shards import ShardFolder
 from spear.data.formats.tars import index_pairs
 from spear.data.formats.tokens import ShardTokens, TokenSidecar, TokenTarWriter
+from spear.data.index.shard_folder import ShardFolder
 from spear.data.tokens import extract
 from spear.data.tokens.extract import ExtractConfig
 from spear.data.verify import command as verify
@@ -64,7 +64,7 @@ def test_good_folders_pass_with_a_report(config: VerifyConfig, folder: ShardFold
     verify.run(config)
     verify.run(replace(config, quantizers={}, audio=False))
     report = (folder.path / "verify.md").read_text()
-    frames = sum(len(folder.tokens(info, "logmel")) for info in folder.infos)
+    frames = sum(len(folder.tokens(info, "logmel")) for info in folder)
     assert f"| logmel tokens | 3 | 12 |  | {frames:,} | 0 |" in report
     assert "| audio | 3 | 12 |" in report
     assert "No problems." in report
@@ -75,7 +75,7 @@ def test_the_picture_shows_how_far_frames_are_from_durations(
     config: VerifyConfig, folder: ShardFolder
 ) -> None:
     tokens = verify.verify_folder(folder.path, config).counts[1]
-    expected = [len(folder.tokens(info, "logmel")) - 50 * info.duration_s for info in folder.infos]
+    expected = [len(folder.tokens(info, "logmel")) - 50 * info.duration_s for info in folder]
     assert sorted(tokens.differences.elements()) == sorted(round(10 * one) for one in expected)
     verify.run(config)
     assert (folder.path / "verify.png").read_bytes().startswith(b"\x89PNG")
@@ -153,7 +153,7 @@ def test_frames_are_compared_with_the_duration(
 
     rewrite_tokens(folder, 0, resize)
     if found:
-        assert f"cut '{folder.infos[0].id}': logmel tokens: " in problems_of(config)
+        assert f"cut '{folder.cut(0).id}': logmel tokens: " in problems_of(config)
     else:
         verify.run(config)
 
@@ -202,7 +202,7 @@ def test_clips_of_another_length_are_found(config: VerifyConfig, folder: ShardFo
     with gzip.open(path, "wt") as stream:
         stream.writelines(json.dumps(line) + "\n" for line in lines)
     message = problems_of(config)
-    cut = folder.infos[3].id
+    cut = folder.cut(3).id
     assert f"shard 000000: cut '{cut}': " in message and "its duration says 1600" in message
     assert "cuts.000000.jsonl.gz has changed" in message
 
@@ -222,7 +222,7 @@ def test_every_problem_is_in_the_report(config: VerifyConfig, folder: ShardFolde
     assert message.startswith("36 problems") and message.endswith("and 16 more")
     report = (folder.path / "verify.md").read_text()
     assert report.count("\n- ") == 36
-    assert all(info.id in report for info in folder.infos)
+    assert all(info.id in report for info in folder)
 
 
 def test_nothing_to_verify(tmp_path: Path, config: VerifyConfig) -> None:
@@ -355,7 +355,7 @@ def test_a_sample_is_drawn_once_and_for_all(folder: ShardFolder) -> None:
     assert len(few) == 4
     assert {cut.id for cut in few} < {cut.id for cut in more}
     assert [cut.index for cut in more] == sorted(cut.index for cut in more)
-    assert sample(folder, 1000) == list(folder.infos)
+    assert sample(folder, 1000) == list(folder)
 
 
 @pytest.mark.parametrize("shift", range(-25, 26))

@@ -13,9 +13,9 @@ import soundfile
 
 from spear.data.formats.manifests import read_jsonl_gz, write_jsonl_gz
 from spear.data.formats.records import PartRecords
-from spear.data.formats.shards import ShardFolder
 from spear.data.formats.tars import FileReader, PairTarWriter, index_pairs
 from spear.data.formats.tokens import ShardTokens, TokenSidecar, TokenTarWriter
+from spear.data.index.shard_folder import ShardFolder
 from spear.data.tokens import extract
 from spear.data.tokens.extract import ExtractConfig
 from spear.data.verify import command as verify

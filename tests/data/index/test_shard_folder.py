@@ -2,6 +2,8 @@ import gzip
 import json
 import multiprocessing
 import pickle
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,28 +11,32 @@ import pytest
 from lhotse import CutSet
 
 from spear.data.formats.manifests import read_jsonl_gz
-from spear.data.formats.shards import ShardFolder
 from spear.data.formats.tars import FileReader, PairTarWriter, index_pairs
-from spear.data.formats.tokens import TokenTarWriter
+from spear.data.formats.tokens import ShardTokens, TokenSidecar, TokenTarWriter
+from spear.data.index.shard_folder import INDEX_NAME, ShardFolder
 from spear.errors import AudioError, DataError, TokenError
 
 
 def write_tokens(folder: ShardFolder, teacher: str = "fake") -> None:
+    shards = {}
     for position in range(folder.num_shards):
         name = f"{teacher}_tokens.{position:06d}.tar"
         with TokenTarWriter(folder.path / name, frame_rate_hz=50) as writer:
             for info in folder.cuts(position):
                 frames = int(info.duration_s * 50)
                 writer.write(info.id, np.full((frames, 4), info.index, np.uint8))
+        shards[position] = ShardTokens(writer.num_cuts, writer.num_frames, "")
+    sidecar = TokenSidecar(teacher, 1, 50.0, "", "", "", num_codebooks=4, codebook_size=256)
+    replace(sidecar, shards=shards).save(folder.path / f"{teacher}_tokens.json")
 
 
 def test_cuts_in_order_with_their_places(folder: ShardFolder) -> None:
     assert (len(folder), folder.num_shards) == (12, 3)
-    assert [info.index for info in folder.infos] == list(range(12))
+    assert [info.index for info in folder] == list(range(12))
     assert [(info.shard, info.row) for info in folder.cuts(1)] == [(1, row) for row in range(5)]
     assert [len(folder.cuts(shard)) for shard in range(3)] == [5, 5, 2]
     total_s = sum(len(folder.audio(i)) for i in range(12)) / 16000
-    assert folder.duration_s == pytest.approx(total_s, rel=1e-4)
+    assert folder.total_s == pytest.approx(total_s, rel=1e-4)
 
 
 def test_random_access_equals_sequential_reading(folder: ShardFolder) -> None:
@@ -39,7 +45,7 @@ def test_random_access_equals_sequential_reading(folder: ShardFolder) -> None:
     }
     for index in np.random.default_rng(0).permutation(12).tolist():
         cut_id = folder.cut(index).id
-        assert cut_id == folder.infos[index].id
+        assert cut_id == folder.cut(index).id
         np.testing.assert_array_equal(folder.audio(index), expected[cut_id])
 
 
@@ -48,10 +54,10 @@ def test_tokens_of_the_right_cut_and_in_lhotse(folder: ShardFolder) -> None:
     for index in (11, 0, 5, 4):
         tokens = folder.tokens(index, "fake")
         assert tokens.dtype == np.uint8
-        assert tokens.shape == (int(folder.infos[index].duration_s * 50), 4)
+        assert tokens.shape == (int(folder.cut(index).duration_s * 50), 4)
         assert (tokens == index).all()
     cuts = list(CutSet.from_shar(fields=folder.shar_fields(["fake"])))
-    for info, cut in zip(folder.infos, cuts, strict=True):
+    for info, cut in zip(folder, cuts, strict=True):
         np.testing.assert_array_equal(cut.load_fake_tokens(), folder.tokens(info, "fake"))
         assert cut.fake_tokens.frame_shift == pytest.approx(0.02)
         assert cut.fake_tokens.num_frames == int(info.duration_s * 50)
@@ -100,6 +106,12 @@ def test_a_folder_without_record_is_a_plain_shar_folder(folder: ShardFolder) -> 
         ShardFolder(folder.path)
 
 
+def opened_anew(folder: ShardFolder) -> ShardFolder:
+    """Opens a folder that has no index yet."""
+    shutil.rmtree(folder.path / INDEX_NAME)
+    return ShardFolder(folder.path)
+
+
 def rewrite_cuts(path: Path, change: str, value: object) -> None:
     lines = read_jsonl_gz(path)
     lines[1][change] = value
@@ -113,40 +125,54 @@ def test_broken_cuts_are_named(folder: ShardFolder) -> None:
     rewrite_cuts(path, "custom", {"domain": "music"})
     with pytest.raises(DataError, match="'music'; custom"):
         ShardFolder(folder.path).cuts(1)
-    path.write_bytes(good)
-    rewrite_cuts(path, "id", folder.infos[0].id)
-    with pytest.raises(DataError, match="is in shard 000000 and in shard 000001"):
-        _ = ShardFolder(folder.path).infos
     path.write_bytes(good[:60])
     with pytest.raises(DataError, match="not a readable manifest"):
         ShardFolder(folder.path).cuts(1)
+    path.write_bytes(good)
+    rewrite_cuts(path, "id", folder.cut(0).id)
+    with pytest.raises(DataError, match=r"cuts.000001.jsonl.gz: holds other cuts than clips.index"):
+        ShardFolder(folder.path).cuts(1)
+    (folder.path / "recording.000001.tar").write_bytes(b"")
+    with pytest.raises(DataError, match=r"recording.000001.tar: not a readable tar|holds 0 cuts"):
+        opened_anew(folder)
+
+
+def test_a_cut_in_two_shards_is_named(folder: ShardFolder) -> None:
+    for name in ("cuts.00000{}.jsonl.gz", "recording.00000{}.tar"):
+        shutil.copy(folder.path / name.format(0), folder.path / name.format(1))
+    with pytest.raises(DataError, match="is in shard 000000 and in shard 000001"):
+        opened_anew(folder)
 
 
 def test_a_shard_is_read_when_it_is_asked_for_and_not_kept_for_ever(
     folder: ShardFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spear.data.formats.shards.KEPT_SHARDS", 1)
+    monkeypatch.setattr("spear.data.index.shard_folder.KEPT_SHARDS", 1)
     (folder.path / "cuts.000002.jsonl.gz").write_bytes(b"nothing asks for it")
     opened = ShardFolder(folder.path)
     assert len(opened) == 12
     for shard in (1, 0, 1):
         assert list(opened.cuts(shard)) == list(folder.cuts(shard))
-        assert len(opened._cuts) == 1
+        assert len(opened._kept) == 1
 
 
 def test_another_number_of_cuts_than_recorded_is_an_error(folder: ShardFolder) -> None:
     path = folder.path / "cuts.000001.jsonl.gz"
     lines = gzip.decompress(path.read_bytes()).splitlines(keepends=True)
     path.write_bytes(gzip.compress(b"".join(lines[:-1])))
-    with pytest.raises(DataError, match=r"4 cuts, and shards.json says 5"):
+    with pytest.raises(DataError, match=r"holds other cuts than clips.index"):
         ShardFolder(folder.path).cuts(1)
+    with pytest.raises(DataError, match=r"holds 5 cuts and the manifest 4"):
+        opened_anew(folder)
 
 
 def test_audio_of_other_cuts_is_refused(folder: ShardFolder) -> None:
     paths = [folder.path / f"recording.00000{shard}.tar" for shard in (0, 1)]
     paths[0].write_bytes(paths[1].read_bytes())
-    with pytest.raises(DataError, match=r"recording\.000000\.tar: holds .* where the cuts have"):
+    with pytest.raises(DataError, match=r"recording\.000000\.tar: holds another cut than"):
         ShardFolder(folder.path).audio(0)
+    with pytest.raises(DataError, match=r"recording\.000000\.tar: holds .* where the cuts have"):
+        opened_anew(folder)
 
 
 @pytest.mark.parametrize("keep", [0, 100, 5000, 30000])
@@ -154,7 +180,9 @@ def test_truncated_audio_is_refused(folder: ShardFolder, keep: int) -> None:
     path = folder.path / "recording.000000.tar"
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(DataError, match=r"recording\.000000\.tar"):
-        ShardFolder(folder.path).audio(0)
+        ShardFolder(folder.path).audio(4)
+    with pytest.raises(DataError, match=r"recording\.000000\.tar"):
+        opened_anew(folder)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +197,7 @@ def test_damaged_audio_and_tokens_name_the_cut(
     offset = index_pairs(path)[1].offset
     content[offset : offset + 40] = bytes(40)
     path.write_bytes(content)
-    with pytest.raises(error, match=folder.infos[1].id):
+    with pytest.raises(error, match=folder.cut(1).id):
         _ = folder.audio(1), folder.tokens(1, "fake")
     assert len(folder.audio(2)) and len(folder.tokens(2, "fake"))
 
