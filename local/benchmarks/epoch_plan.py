@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-from spear.data.index.arrays import map_arrays, write_arrays
 
+from spear.data.index.arrays import map_arrays, write_arrays
 from spear.data.index.clip_table import ClipTable, to_samples
 from spear.data.index.plan import BatchConfig, BatchPlan
 

@@ -278,7 +278,7 @@ def _token_facts(folder: ShardFolder, sidecar: TokenSidecar) -> list[tuple[str, 
         ("shards", f"{folder.num_shards:,}"),
         ("cuts", f"{sum(one.num_cuts for one in sidecar.shards.values()):,}"),
         ("frames", f"{num_frames:,}"),
-        ("hours", _hours(folder.total_s)),
+        ("hours", _hours(folder.duration_s)),
     ]
 
 

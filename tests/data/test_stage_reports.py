@@ -273,7 +273,7 @@ def test_tokens_are_reported_with_the_use_of_their_codes(
     num_frames = sum(len(folder.tokens(info, "logmel")) for info in folder)
     assert rows["frames"] == [f"{num_frames:,}"]
     assert rows["cuts"] == ["12"]
-    assert rows["hours"] == [f"{folder.total_s / 3600:.3f}"]
+    assert rows["hours"] == [f"{folder.duration_s / 3600:.3f}"]
     assert rows["quantiser"] == ["0123456789abcdef: 4 of 16 codes"]
     assert "Codes counted in 3 of 3 shards." in report.read_text()
     assert picture_of(report).startswith(PNG)

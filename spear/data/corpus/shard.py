@@ -27,6 +27,7 @@ from spear.data.formats.manifests import BadCuts, iter_jsonl_gz, write_jsonl_gz
 from spear.data.formats.records import PartRecords
 from spear.data.formats.shards import SHARDS_RECORD, cuts_name, load_record, recording_name
 from spear.data.formats.tars import PairTarWriter
+from spear.data.index.shard_folder import ShardFolder
 from spear.data.stage_reports import write_shard_report
 from spear.errors import AudioError, ConfigError, DataError
 from spear.system import ledger
@@ -127,6 +128,7 @@ def run(config: ShardConfig) -> None:
     _report_bad(config, done, survey.too_short)
     _write_report(config, done)
     _save_record(folder, settings, done, complete=True)
+    ShardFolder(folder, config.num_jobs)  # its index: the stages that follow find it made
     records.clear()
 
 

@@ -45,7 +45,7 @@ def run(config: IndexConfig) -> None:
             folder.path / INDEX_NAME,
             len(folder),
             folder.num_shards,
-            folder.total_s / 3600,
+            folder.duration_s / 3600,
             ", ".join(folder.teachers()) or "no teacher",
             folder.index_bytes / 1e6,
         )

@@ -141,12 +141,8 @@ class ShardFolder:
         """Returns the position of a cut's shard in the folder."""
         return int(np.searchsorted(self.first, number, side="right")) - 1
 
-    def duration_s(self, number: int) -> float:
-        """Returns the seconds of a cut."""
-        return float(self.num_samples[number]) / SAMPLE_RATE_HZ
-
     @property
-    def total_s(self) -> float:
+    def duration_s(self) -> float:
         """Seconds of audio in all cuts."""
         return int(np.sum(self.num_samples, dtype=np.uint64)) / SAMPLE_RATE_HZ
 
@@ -288,6 +284,10 @@ class ShardFolder:
     def cut_files(self) -> list[Path]:
         """Returns the manifests of the shards, in order."""
         return [self.path / cuts_name(shard) for shard in self.shard_ids]
+
+    def close(self) -> None:
+        """Closes the open tar files; reading opens them again."""
+        self._reader.close()
 
     def _find(self, field: str, fingerprint: str) -> Path:
         """Returns where the arrays of a field are, or where they should be."""

@@ -62,11 +62,11 @@ def test_the_index_says_what_the_folder_holds(tokens):
     clips = clips_of(7)
     assert len(folder) == 7 and folder.teachers() == ["dasheng", "wavlm"]
     assert folder.first.tolist() == [0, 3, 6, 7] and folder.shard_ids == [0, 1, 2]
-    assert folder.total_s == pytest.approx(sum(len(clip["audio"]) for clip in clips) / 16000)
+    assert folder.duration_s == pytest.approx(sum(len(clip["audio"]) for clip in clips) / 16000)
     assert folder.longest_s == max(len(clip["audio"]) for clip in clips) / 16000
     for number, (info, clip) in enumerate(zip(folder, clips, strict=True)):
         assert folder.shard_of(number) == info.shard and folder.id(number) == info.id == clip["id"]
-        assert folder.duration_s(number) == pytest.approx(info.duration_s, abs=1 / 16000)
+        assert folder.num_samples[number] / 16000 == pytest.approx(info.duration_s, abs=1e-4)
         cut_id, audio = folder.clip(number)
         assert cut_id == info.id and np.array_equal(audio, folder.audio(info))
         np.testing.assert_allclose(audio, clip["audio"], atol=1e-4)

@@ -36,7 +36,7 @@ def test_cuts_in_order_with_their_places(folder: ShardFolder) -> None:
     assert [(info.shard, info.row) for info in folder.cuts(1)] == [(1, row) for row in range(5)]
     assert [len(folder.cuts(shard)) for shard in range(3)] == [5, 5, 2]
     total_s = sum(len(folder.audio(i)) for i in range(12)) / 16000
-    assert folder.total_s == pytest.approx(total_s, rel=1e-4)
+    assert folder.duration_s == pytest.approx(total_s, rel=1e-4)
 
 
 def test_random_access_equals_sequential_reading(folder: ShardFolder) -> None:

@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -54,8 +55,9 @@ def test_every_row_is_the_frame_that_was_chosen(config: EmbedConfig, folder: Sha
     teacher = load_teacher(config.teacher)
     sample = choose_frames(config, [folder], teacher)
     assert sum(len(positions) for positions in sample.positions) == 60
-    for (_, info), positions, row in zip(sample.clips, sample.positions, sample.rows, strict=True):
-        audio = torch.from_numpy(folder.audio(info))[None]
+    chosen = zip(sample.numbers.tolist(), sample.positions, sample.rows, strict=True)
+    for number, positions, row in chosen:
+        audio = torch.from_numpy(folder.audio(number))[None]
         reps, _ = teacher(audio, torch.tensor([audio.shape[1]]))
         found = frames[row : row + len(positions)]
         np.testing.assert_allclose(found, reps[0, positions], atol=1e-3)
@@ -69,9 +71,20 @@ def test_asking_for_more_than_there_is_takes_all_once(
     sample = choose_frames(replace(config, num_frames=10**6), [folder], teacher)
     total = sum(teacher.num_frames(num_samples(info)) for info in folder)
     assert sample.num_frames == total
-    assert len(sample.clips) == 12
-    for (_, info), positions in zip(sample.clips, sample.positions, strict=True):
-        assert positions.tolist() == list(range(teacher.num_frames(num_samples(info))))
+    assert sorted(sample.numbers) == list(range(12)) and not sample.sources.any()
+    for number, positions in zip(sample.numbers.tolist(), sample.positions, strict=True):
+        num_frames = teacher.num_frames(num_samples(folder.cut(number)))
+        assert positions.tolist() == list(range(num_frames))
+
+
+def test_clips_of_several_folders_have_their_own_numbers(
+    config: EmbedConfig, folder: ShardFolder, tmp_path: Path
+) -> None:
+    shutil.copytree(folder.path, tmp_path / "other")
+    folders = [folder, ShardFolder(tmp_path / "other")]
+    sample = choose_frames(replace(config, num_frames=10**6), folders, load_teacher(config.teacher))
+    chosen = list(zip(sample.sources.tolist(), sample.numbers.tolist(), strict=True))
+    assert sorted(chosen) == [(source, number) for source in (0, 1) for number in range(12)]
 
 
 def test_the_seed_decides(config: EmbedConfig) -> None:
@@ -89,8 +102,8 @@ def test_all_frames_are_equally_likely(config: EmbedConfig, folder: ShardFolder)
     counts = np.zeros((12, 50))
     for seed in range(300):
         sample = choose_frames(replace(config, seed=seed), [folder], teacher)
-        for (_, info), positions in zip(sample.clips, sample.positions, strict=True):
-            counts[info.index, positions] += 1
+        for number, positions in zip(sample.numbers.tolist(), sample.positions, strict=True):
+            counts[number, positions] += 1
     lengths = [teacher.num_frames(num_samples(info)) for info in folder]
     drawn = np.concatenate([counts[i, :length] for i, length in enumerate(lengths)])
     assert counts.sum() == drawn.sum() == 300 * 60

@@ -13,6 +13,7 @@ import soundfile
 
 from spear.data.formats.manifests import read_jsonl_gz, write_jsonl_gz
 from spear.data.formats.records import PartRecords
+from spear.data.formats.shards import id_hash
 from spear.data.formats.tars import FileReader, PairTarWriter, index_pairs
 from spear.data.formats.tokens import ShardTokens, TokenSidecar, TokenTarWriter
 from spear.data.index.shard_folder import ShardFolder
@@ -20,7 +21,7 @@ from spear.data.tokens import extract
 from spear.data.tokens.extract import ExtractConfig
 from spear.data.verify import command as verify
 from spear.data.verify.command import VerifyConfig
-from spear.data.verify.findings import MAX_KEPT, Count, ShardFindings, hash_id
+from spear.data.verify.findings import MAX_KEPT, Count, ShardFindings
 from spear.data.verify.shard import ShardJob, verify_shard
 from spear.errors import ConfigError, DataError, TokenError
 from spear.system.files import sha256_of
@@ -363,7 +364,7 @@ def test_findings_survive_being_written() -> None:
     count = Count("t tokens", 1, 2, 3, usage=usage)
     count.differences.update([-3, 4, 4])
     count.add("a problem")
-    hashes = np.array([hash_id("a"), hash_id("b")], np.uint64)
+    hashes = np.array([id_hash("a"), id_hash("b")], np.uint64)
     written = json.loads(json.dumps(ShardFindings(7, 1.5, hashes, [count]).to_json()))
     found = ShardFindings.from_json(written)
     np.testing.assert_array_equal(found.id_hashes, hashes)
