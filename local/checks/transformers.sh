@@ -31,6 +31,6 @@ for version in $versions; do
   run "$SPEAR_PYTHON" -m venv "$work_dir/$version"
   run "$python" -m pip install --quiet "transformers==$version"
   printf '%s\n' "$site" >"$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/checkout.pth"
-  run "$python" -m pytest -q tests/hub/hf tests/asr/apply/test_export_recognizer.py tests/teachers
+  run "$python" -m pytest -q tests/hub/hf tests/hub/test_remote_code.py tests/hub/test_transformers_hook.py tests/asr/apply/test_export_recognizer.py tests/teachers
 done
 log "all passed"

@@ -1,7 +1,7 @@
 """The pre-trained encoder as people use it: 16 kHz audio in, frames of features out.
 
 `SpearEncoder` is plain torch: log-mel features, then the Zipformer. The transformers class in
-`spear.hub.hf.register` wraps it; the state-dict names (`model.encoder_embed.*`, `model.encoder.*`,
+`spear.hub.hf` wraps it; the state-dict names (`model.encoder_embed.*`, `model.encoder.*`,
 `model.mask_emb`) are those of the published checkpoints without their outer `model.`.
 """
 

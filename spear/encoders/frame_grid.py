@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from lhotse.utils import compute_num_frames_from_samples
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -78,9 +77,9 @@ def output_centre_ms(config: ZipformerConfig) -> float:
 
 
 def num_slots(num_samples: int, hop_ms: int) -> int:
-    """Returns how many steps of a grid a recording at 16 kHz has, rounded to the nearest."""
-    count: int = compute_num_frames_from_samples(num_samples, hop_ms / 1000, SAMPLE_RATE_HZ)
-    return count
+    """Returns how many steps of a grid a recording at 16 kHz has, as lhotse rounds them."""
+    hop = SAMPLE_RATE_HZ * hop_ms // 1000
+    return (num_samples + hop // 2) // hop
 
 
 def on_grid(

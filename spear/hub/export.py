@@ -21,9 +21,9 @@ from spear.encoders.encoder import SpearEncoder
 from spear.encoders.icefall import write_checkpoint
 from spear.encoders.loading import EXPORT_FILE, WEIGHTS_FILE, to_released_names
 from spear.errors import CheckpointError
-from spear.hub.hf.remote_code import AUTO_MAP, write_code
 from spear.hub.model_card import model_card, training_record
 from spear.hub.plain_ctc import check_plain_ctc
+from spear.hub.remote_code import AUTO_MAP, write_code
 from spear.hub.token_heads import RUN_PREFIX, write_token_heads
 from spear.system.files import atomic_folder, sha256_of
 from spear.system.model_folder import CONFIG_FILE

@@ -53,7 +53,7 @@ def write_run(folder: Path) -> None:
 def write_recogniser(folder: Path, encoder: Path) -> None:
     from transformers import AutoConfig
 
-    from spear.hub.hf.register import SpearForCTC
+    from spear.hub.hf import SpearForCTC
 
     config = AutoConfig.from_pretrained(encoder, vocabulary=["<blk>", "<unk>", "▁", "A", "B"])
     SpearForCTC.from_pretrained(encoder, config=config).save_pretrained(folder)

@@ -15,12 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput, SequenceClassifierOutput
 from transformers.utils.generic import ModelOutput
 
 from spear.asr.search.ctc import BLANK_ID, ctc_loss, greedy_decode
-from spear.encoders.encoder import EncoderOutput, SpearEncoder
-from spear.errors import AudioError, CheckpointError, ConfigError
+from spear.encoders.encoder import SpearEncoder
+from spear.errors import CheckpointError, ConfigError
 from spear.hub.hf.config import SpearConfig
+from spear.hub.hf.inputs import audio_of
 from spear.zipformer.schedule import TRAINED, set_schedule
 
 _SHOWN = 5
@@ -51,7 +53,7 @@ class SpearModelOutput(ModelOutput):
 
 
 @dataclass
-class SpearForCTCOutput(ModelOutput):
+class SpearForCTCOutput(CausalLMOutput):
     """Outputs of `SpearForCTC`.
 
     Attributes:
@@ -62,26 +64,8 @@ class SpearForCTCOutput(ModelOutput):
         logits_lens: (B,) int64, valid frames.
     """
 
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
     attention_mask: Tensor | None = None
     logits_lens: Tensor | None = None
-
-
-@dataclass
-class SpearForAudioClassificationOutput(ModelOutput):
-    """Outputs of `SpearForAudioClassification`.
-
-    Attributes:
-        loss: () float32, where labels are given.
-        logits: (B, C) float32 scores of classes.
-        hidden_states: As of `SpearModel`.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
 
 
 class SpearHead(nn.Linear):
@@ -98,7 +82,7 @@ class SpearPreTrainedModel(PreTrainedModel):
 
     auto_map: ClassVar[Mapping[str, str] | None] = None
     write_code: ClassVar[Callable[[Path], None] | None] = None
-    """What says where the code of a saved folder is, and adds it; set by `spear.hub.hf.register`.
+    """What says where the code of a saved folder is, and adds it; set by `spear.hub.hf`.
     For models whose code came with a folder, transformers copies it."""
 
     @classmethod
@@ -196,9 +180,10 @@ class SpearModel(SpearPreTrainedModel):
         """
         samples, lens = audio_of(input_values, attention_mask, audio, audio_lens)
         encoded = self.model(samples, lens, sampling_rate)
+        layers = (encoded["embeddings"], *encoded["hidden_states"])
         output = SpearModelOutput(
             last_hidden_state=encoded["encoder_out"],
-            hidden_states=None if output_hidden_states is False else _layers(encoded),
+            hidden_states=None if output_hidden_states is False else layers,
             attention_mask=encoded["attention_mask"],
             encoder_out=encoded["encoder_out"],
             encoder_out_lens=encoded["encoder_out_lens"],
@@ -224,15 +209,12 @@ class _WithHead(SpearPreTrainedModel):
         self,
         input_values: Tensor | None,
         attention_mask: Tensor | None,
-        *,
-        audio: Tensor | None = None,
-        audio_lens: Tensor | None = None,
-        sampling_rate: int | None = None,
-        **_: Any,
-    ) -> EncoderOutput:
-        samples, lens = audio_of(input_values, attention_mask, audio, audio_lens)
-        output: EncoderOutput = self.encoder(samples, lens, sampling_rate)
-        return output
+        output_hidden_states: bool | None,
+        inputs: dict[str, Any],
+    ) -> Any:
+        """Runs the encoder, without hidden states where they are not asked for."""
+        wanted = bool(output_hidden_states)
+        return self.spear(input_values, attention_mask, output_hidden_states=wanted, **inputs)
 
 
 class SpearForCTC(_WithHead):
@@ -277,15 +259,15 @@ class SpearForCTC(_WithHead):
             AudioError: See `SpearModel`.
             ConfigError: A label is no token.
         """
-        encoded = self._encode(input_values, attention_mask, **inputs)
-        frames = self.head(self.dropout(encoded["encoder_out"]))
+        encoded = self._encode(input_values, attention_mask, output_hidden_states, inputs)
+        frames = self.head(self.dropout(encoded.encoder_out))
         log_probs = F.log_softmax(frames.float(), dim=-1)
         output = SpearForCTCOutput(
-            loss=self._loss(log_probs, encoded["encoder_out_lens"], labels),
+            loss=self._loss(log_probs, encoded.encoder_out_lens, labels),
             logits=log_probs,
-            hidden_states=_layers(encoded) if output_hidden_states else None,
-            attention_mask=encoded["attention_mask"],
-            logits_lens=encoded["encoder_out_lens"],
+            hidden_states=encoded.hidden_states,
+            attention_mask=encoded.attention_mask,
+            logits_lens=encoded.encoder_out_lens,
         )
         return output.to_tuple() if return_dict is False else output
 
@@ -339,7 +321,7 @@ class SpearForAudioClassification(_WithHead):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         **inputs: Any,
-    ) -> SpearForAudioClassificationOutput | tuple[Any, ...]:
+    ) -> SequenceClassifierOutput | tuple[Any, ...]:
         """Scores classes.
 
         Args:
@@ -353,12 +335,13 @@ class SpearForAudioClassification(_WithHead):
         Raises:
             AudioError: See `SpearModel`.
         """
-        encoded = self._encode(input_values, attention_mask, **inputs)
-        logits = self.head(self.dropout(mean_of_frames(encoded))).float()
-        output = SpearForAudioClassificationOutput(
+        encoded = self._encode(input_values, attention_mask, output_hidden_states, inputs)
+        mean = mean_of_frames(encoded.encoder_out, encoded.attention_mask)
+        logits = self.head(self.dropout(mean)).float()
+        output = SequenceClassifierOutput(
             loss=None if labels is None else self._loss(logits, labels),
             logits=logits,
-            hidden_states=_layers(encoded) if output_hidden_states else None,
+            hidden_states=encoded.hidden_states,
         )
         return output.to_tuple() if return_dict is False else output
 
@@ -369,54 +352,18 @@ class SpearForAudioClassification(_WithHead):
         return F.cross_entropy(logits, labels)
 
 
-def mean_of_frames(encoded: EncoderOutput) -> Tensor:
-    """Returns (B, D), the mean of each recording's valid frames; zero where it has none."""
-    mask = encoded["attention_mask"].unsqueeze(-1)
-    total = encoded["encoder_out"].masked_fill(~mask, 0.0).sum(dim=1)
-    return total / mask.sum(dim=1).clamp_min(1)
+def mean_of_frames(frames: Tensor, valid: Tensor) -> Tensor:
+    """Averages valid frames.
 
+    Args:
+        frames: (B, T, D) float.
+        valid: (B, T) bool.
 
-def _layers(encoded: EncoderOutput) -> tuple[Tensor, ...]:
-    return (encoded["embeddings"], *encoded["hidden_states"])
-
-
-def audio_of(
-    input_values: Tensor | None,
-    attention_mask: Tensor | None,
-    audio: Tensor | None,
-    audio_lens: Tensor | None,
-) -> tuple[Tensor, Tensor | None]:
-    """Returns the audio (B, S) under either of its names, and lengths (B,) where there are some.
-
-    Raises:
-        AudioError: There is no audio, or twice, or a mask does not fit.
+    Returns:
+        (B, D) float; zero where a recording has no valid frame.
     """
-    if (input_values is None) == (audio is None):
-        raise AudioError("give the audio once, as input_values=(batch, samples) or audio=")
-    samples = audio if input_values is None else input_values
-    assert samples is not None
-    if attention_mask is None or audio_lens is not None:
-        return samples, audio_lens
-    if attention_mask.ndim == 1:
-        return samples, attention_mask
-    return samples, _lens_of(attention_mask, samples)
-
-
-def _lens_of(mask: Tensor, samples: Tensor) -> Tensor:
-    """Returns the lengths (B,) that a mask (B, S) tells.
-
-    Raises:
-        AudioError: It has another shape, or padding anywhere but at the end.
-    """
-    if mask.shape != samples.shape:
-        raise AudioError(
-            f"attention_mask has shape {tuple(mask.shape)} for audio {tuple(samples.shape)}: "
-            "it has one entry per sample"
-        )
-    kept = mask.to(torch.bool)
-    if bool((kept[:, 1:] & ~kept[:, :-1]).any()):
-        raise AudioError("attention_mask has a 1 behind a 0: pad recordings at their end")
-    return kept.sum(dim=1)
+    mask = valid.unsqueeze(-1)
+    return frames.masked_fill(~mask, 0.0).sum(dim=1) / mask.sum(dim=1).clamp_min(1)
 
 
 def _check_complete(model: SpearPreTrainedModel, info: dict[str, Any], source: str) -> None:

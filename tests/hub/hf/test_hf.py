@@ -16,7 +16,7 @@ from spear.zipformer.schedule import scheduled_floats
 from tests.hub.models import export_tiny, tiny_encoder
 
 transformers = pytest.importorskip("transformers")
-from spear.hub.hf.register import (  # noqa: E402
+from spear.hub.hf import (  # noqa: E402
     SpearConfig,
     SpearFeatureExtractor,
     SpearForAudioClassification,

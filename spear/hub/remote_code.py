@@ -2,14 +2,13 @@
 
 transformers copies a model's Python files out of its folder and imports them, when it is told to
 trust them. The files must lie side by side and import each other relatively. So every module of
-ours that the classes of `spear.hub.hf_*` need is written as one flat file, its imports of other
+ours that the classes of `spear.hub.hf` need is written as one flat file, its imports of other
 modules of ours turned into relative ones: `spear.zipformer.layer` is `spear_zipformer_layer.py`.
 Packages that are used where they are installed (numba) are imported in `try` blocks, which
 transformers does not take for requirements.
 """
 
 import ast
-import importlib.util
 from pathlib import Path
 
 from spear import __version__
@@ -96,9 +95,7 @@ def _registrations(name: str) -> str:
 
 
 def _path_of(module: str) -> Path:
-    spec = importlib.util.find_spec(module)
-    assert spec is not None and spec.origin is not None, module
-    return Path(spec.origin)
+    return Path(__file__).parents[1].joinpath(*module.split(".")[1:]).with_suffix(".py")
 
 
 def _imports(tree: ast.Module) -> list[ast.Import | ast.ImportFrom]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from spear.hub.export import write_model_folder
-from spear.hub.hf.remote_code import AUTO_MAP, OPTIONAL, flat_sources, write_code
+from spear.hub.remote_code import AUTO_MAP, OPTIONAL, flat_sources, write_code
 from tests.hub.models import export_tiny, tiny_encoder
 
 WITHOUT_SPEAR = """
@@ -78,7 +78,7 @@ def test_the_cards_snippets_run_as_they_stand(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", with_spear],
         capture_output=True, text=True, cwd=folder, check=True,
-        env={"PYTHONPATH": str(Path(__file__).parents[3]), "HF_HUB_OFFLINE": "1"},
+        env={"PYTHONPATH": str(Path(__file__).parents[2]), "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     assert done.stdout == "torch.Size([1, 50, 48]) tensor([50])\n"
 
