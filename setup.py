@@ -30,7 +30,7 @@ EXTRAS = {
         "flashlight-text>=0.0.7; python_version < '3.13'",
     ],
     "tagging": ["scikit-learn>=1.5"],
-    "report": ["tensorboard>=2.15", "matplotlib>=3.8"],
+    "report": ["tensorboard>=2.15", "matplotlib>=3.8", "jinja2>=3.1", "plotly>=6"],
     "energy": ["nvidia-ml-py>=12"],
 }
 EXTRAS["all"] = sorted({package for group in EXTRAS.values() for package in group})
@@ -55,7 +55,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["spear", "spear.*"]),
-    package_data={"spear": ["py.typed"]},
+    package_data={"spear": ["py.typed"], "spear.report": ["templates/*"]},
     python_requires=">=3.10",
     install_requires=CORE,
     extras_require=EXTRAS,

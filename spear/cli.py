@@ -149,8 +149,8 @@ COMMANDS = {
     "report": Command(
         "spear.report.command",
         "ReportConfig",
-        "run or exp folder -> one HTML page",
-        positional=("folder",),
+        "run or exp folders -> one HTML page",
+        listed="folders",
     ),
     "embed-files": Command(
         "spear.hub.embed_files",

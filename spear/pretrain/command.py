@@ -12,10 +12,11 @@ from spear.pretrain.config import PretrainConfig
 from spear.pretrain.reading import check_config, open_index
 from spear.pretrain.task import RESULT_KEYS, PretrainTask
 from spear.system.distributed import join_ranks
-from spear.system.files import write_json, write_text
+from spear.system.files import write_json
+from spear.system.markdown import markdown_table, replace_end
 from spear.system.progress import get_logger
 from spear.training import train
-from spear.training.logs.metrics import read_jsonl
+from spear.training.logs.curves import read_curves
 
 logger = get_logger(__name__)
 
@@ -48,34 +49,36 @@ def write_results(run_folder: Path, teachers: list[str]) -> None:
         run_folder: The run, with its `metrics.jsonl`.
         teachers: Names, in the order of the table.
     """
-    records = [
-        record
-        for record in read_jsonl(run_folder / "metrics.jsonl")
-        if any(tag.startswith("valid/") for tag in record)
-    ]
-    if not records:
+    curves = {
+        tag.removeprefix("valid/"): curve
+        for tag, curve in read_curves(run_folder).items()
+        if tag.startswith("valid/")
+    }
+    if not curves:
         logger.info("no validation data (valid: is empty), so no summary of accuracies")
         return
-    last = records[-1]
+    last = max(step for curve in curves.values() for step in curve)
     summary = {
-        name: {key: last[f"valid/{name}_{key}"] for key in RESULT_KEYS}
+        name: {key: curves[f"{name}_{key}"][last] for key in RESULT_KEYS}
         for name in teachers
-        if f"valid/{name}_masked_accuracy" in last
+        if last in curves.get(f"{name}_masked_accuracy", {})
     }
     write_json(run_folder / "summary.json", summary)
-    report = run_folder / "report.md"
-    text = report.read_text("utf-8") if report.is_file() else ""
-    text = text.split(RESULTS_TITLE, maxsplit=1)[0].rstrip()
-    rows = "\n".join(
-        f"| {name} | {one['masked_accuracy']:.2%} | {one['baseline_accuracy']:.2%} "
-        f"| {one['unmasked_accuracy']:.2%} | {one['loss']:.4f} |"
+    rows = [
+        (
+            name,
+            f"{one['masked_accuracy']:.2%}",
+            f"{one['baseline_accuracy']:.2%}",
+            f"{one['unmasked_accuracy']:.2%}",
+            f"{one['loss']:.4f}",
+        )
         for name, one in summary.items()
+    ]
+    header = ("teacher", "masked accuracy", "baseline", "unmasked accuracy", "loss")
+    remark = (
+        f"Held-out clips at step {last:.0f}; baseline: always the most frequent token of the "
+        "training data; loss: cross-entropy per token, masked frames weighted alpha, others "
+        "1 - alpha."
     )
-    write_text(
-        report,
-        f"{text}\n\n{RESULTS_TITLE}\n\nHeld-out clips at step {last['step']}; baseline: always the "
-        "most frequent token of the training data; loss: cross-entropy per token, masked frames "
-        "weighted alpha, others 1 - alpha.\n\n"
-        "| teacher | masked accuracy | baseline | unmasked accuracy | loss |\n"
-        f"| --- | --- | --- | --- | --- |\n{rows}\n",
-    )
+    blocks = [remark, markdown_table(header, rows)]
+    replace_end(run_folder / "report.md", RESULTS_TITLE, blocks)

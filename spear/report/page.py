@@ -1,79 +1,83 @@
-"""The page around the sections: one file, nothing loaded from anywhere, nothing sent."""
+"""Pages of one HTML file each: nothing loaded from anywhere, nothing sent.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+Python says what there is to see, `templates/` how it looks. Everything is escaped there, so an id
+with `<script>` in it is shown, not run. A page with charts has plotly.js in it.
+"""
+
+import base64
+import math
+from pathlib import Path
+from typing import Any
 
 from spear import __version__
-from spear.report.markup import Html, element, join
-from spear.report.script import page_script
-from spear.report.style import CSS
-
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+from spear.system.optional import require
+from spear.training.logs.clock import format_duration
+from spear.training.logs.curves import is_number
 
 
-@dataclass(frozen=True)
-class Section:
-    """A part of the page."""
-
-    title: str
-    content: Html
-    kind: str = ""
-    """What it is, in soft letters beside the title."""
-
-
-def render(
-    title: str,
-    cards: Sequence[tuple[str, str]],
-    sections: Sequence[Section],
-    problems: Sequence[str],
-) -> str:
-    """Returns the whole page.
+def render(template: str, command: str, has_charts: bool = False, **content: Any) -> str:
+    """Returns a page.
 
     Args:
-        title: What it is about.
-        cards: The numbers that one looks for first: value and name.
-        sections: In their order; empty ones are left out.
-        problems: What could not be read.
+        template: File in `templates/`.
+        command: What makes the page, e.g. "spear view".
+        has_charts: Whether plotly.js is wanted.
+        content: What the template asks for.
+
+    Raises:
+        MissingPackageError: jinja2 is not installed, or plotly, and it is wanted.
     """
-    shown = [section for section in sections if section.content]
-    body = element(
-        "body",
-        element("h1", title),
-        element("nav", *(element("a", s.title, href=f"#s{i}") for i, s in enumerate(shown))),
-        element("div", *(_card(*card) for card in cards), class_="cards") if cards else "",
-        *(element("p", problem, class_="remark problem") for problem in problems),
-        _smoothing(),
-        *(_section(f"s{number}", section) for number, section in enumerate(shown)),
-        element("footer", f"Made by spear {__version__} with `spear report`."),
-        element("div", id="tip", role="status"),
-        element("script", Html(page_script())),
+    jinja2 = require("jinja2", f"the page of {command}")
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("spear.report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.ChainableUndefined,  # what files do not say is empty
     )
-    return "<!doctype html>\n" + element("html", _head(title), body, lang="en") + "\n"
-
-
-def _head(title: str) -> Html:
-    return element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        element("title", title),
-        element("style", Html(CSS)),
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    environment.filters |= {one.__name__: one for one in (number, percent, short, hours, duration)}
+    charts = require("plotly.offline", f"the charts of {command}") if has_charts else None
+    plotly_js = charts.get_plotlyjs() if charts else ""
+    page: str = environment.get_template(template).render(
+        command=command, version=__version__, plotly_js=plotly_js, **content
     )
+    return page
 
 
-def _card(value: str, name: str) -> Html:
-    return element("div", element("strong", value), element("span", name))
+def embedded(path: Path) -> str:
+    """Returns a PNG file as the source of an image.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def _smoothing() -> Html:
-    slider = element(
-        "input", type="range", id="smoothing", min="0", max="0.98", step="0.02", value="0"
-    )
-    return element("label", "Smooth training curves", slider, class_="smooth")
+def number(value: object, form: str = ",") -> str:
+    """Returns a number from a file in a form of `format`; nothing for anything else, or NaN."""
+    return format(value, form) if is_number(value) and math.isfinite(value) else ""
 
 
-def _section(anchor: str, section: Section) -> Html:
-    kind = element("small", section.kind) if section.kind else ""
-    heading = element("h2", section.title, kind)
-    return element("section", join([heading, section.content]), id=anchor)
+def percent(share: object) -> str:
+    """Returns a share in percent, without the sign."""
+    return number(100 * share if is_number(share) else None, ".2f")
+
+
+def short(value: float) -> str:
+    """Returns a number of three digits in few characters: 400k, 1.5M, 0.045; nothing for 0."""
+    value = float(f"{value:.3g}")
+    sizes = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+    size, letter = next((s for s in sizes if value >= max(1e4, s[0])), (1.0, ""))
+    return f"{value / size:.4g}{letter}" if value else ""
+
+
+def hours(seconds: object) -> str:
+    """Returns seconds as hours."""
+    value = seconds / 3600 if is_number(seconds) else math.nan
+    return f"{number(value, ',.0f' if value >= 1000 else '.4g')} h" if math.isfinite(value) else ""
+
+
+def duration(seconds: object) -> str:
+    """Returns seconds as text."""
+    return format_duration(seconds) if is_number(seconds) and math.isfinite(seconds) else ""

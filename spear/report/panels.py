@@ -1,203 +1,176 @@
-"""Which curves share a picture, and in which group and order the pictures stand.
+"""Which curves share a chart, and in which group and order the charts stand.
 
-Training and validation of the same value are one picture. A value that only says how to read
-another, such as the accuracy of always guessing the most frequent token, is drawn into the
-picture of that other, dotted.
+Training and validation of the same value are one chart, for all runs that are laid over each other.
+A value that only says how to read another, such as the accuracy of always guessing the most
+frequent token, is drawn into the chart of that other, dotted.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
-from spear.report.codebook_chart import bar_chart, heat_map
-from spear.report.line_chart import Line, Mark, line_chart
-from spear.report.markup import Html
-from spear.report.series import Series, Tag
+import numpy as np
 
+from spear.report.charts import Chart
+from spear.report.run_files import Run
+from spear.training.logs.curves import Curve, Lists
+
+LOSSES, _OPTIMISER, _MACHINE = "Losses", "Optimiser", "Speed, memory, data, health"
+"""Titles of groups; each teacher has one, too."""
+_TAG = re.compile(r"^(?:(?P<part>[^/]*)/)?(?P<name>.*?)(?:\((?P<unit>[^()]*)\))?$", re.DOTALL)
 _SHARED = ("train", "valid")
+_MACHINE_PARTS = ("speed", "memory", "data", "health")
 _REFERENCES = {
     "masked_accuracy": "baseline_accuracy",
-    "unmasked_accuracy": "baseline_accuracy",
     "predicted_usage": "target_usage",
     "masked_loss": "unigram_entropy",
-    "unmasked_loss": "unigram_entropy",
 }
-"""What a value is compared with, by the ends of their names."""
-_GROUPS = {"optim": "Optimiser"}
-LOSSES, _MACHINE = "Losses", "Speed, memory, data, health"
-_LAST = ("Optimiser", _MACHINE)
-_MACHINE_PARTS = ("speed", "memory", "data", "health")
+"""What a value is compared with, by the ends of their names; "un" may stand before the end."""
+
+_T = TypeVar("_T", Curve, Lists)
 
 
 @dataclass
-class Panel:
-    """The curves of one value."""
+class Group:
+    """Charts below a title.
 
-    part: str
-    """What it is about, e.g. "speed"; empty for what training and validation share."""
-    name: str
-    unit: str
-    lines: dict[str, Series] = field(default_factory=dict)
-    """By part: "train", "valid", or another one alone."""
-    reference: Series | None = None
-    reference_name: str = ""
-    owner: str = ""
-    """The teacher whose tokens it is about; pictures stand below its name."""
+    Attributes:
+        title: What they are about.
+        charts: Curves that there is something to see of.
+        zeros: Titles of those that are 0 throughout.
+        codebooks: Values by codebook: bars for the last, a heat map for all steps.
+    """
 
-    @property
-    def title(self) -> str:
-        """The name in words."""
-        words = in_words(self.name.removeprefix(f"{self.owner}_"))
-        return f"{self.part}: {words}" if self.part in _MACHINE_PARTS else words
-
-    @property
-    def is_zero(self) -> bool:
-        """Whether there is nothing to see: every value is 0."""
-        return all(value == 0.0 for series in self.lines.values() for value in series.values)
-
-    def draw(self, marks: Sequence[Mark] = ()) -> Html:
-        """Returns the picture."""
-        lines = [
-            Line(part if part in _SHARED else self.title, series, _look(part))
-            for part, series in sorted(self.lines.items())
-        ]
-        if self.reference is not None:
-            label = in_words(self.reference_name.removeprefix(f"{self.owner}_"))
-            lines.append(Line(label, self.reference, "reference"))
-        return line_chart(self.title, lines, self.unit, is_log=self._is_log, marks=marks)
-
-    @property
-    def _is_log(self) -> bool:
-        if "loss" in self.name.split("_"):
-            return True
-        values = [v for s in self.lines.values() for v in s.values if math.isfinite(v)]
-        return "norm" in self.name and bool(values) and max(values) > 20.0 * min(values)
+    title: str
+    charts: list[Chart] = field(default_factory=list)
+    zeros: list[str] = field(default_factory=list)
+    codebooks: list[Chart] = field(default_factory=list)
 
 
-def curves(numbers: Mapping[str, Series], teachers: Iterable[str]) -> dict[str, list[Panel]]:
-    """Sorts curves into panels, and panels into groups.
-
-    Args:
-        numbers: Curves by tag.
-        teachers: Names that begin the names of values; each is a group.
+def panel_groups(runs: Sequence[Run]) -> list[Group]:
+    """Draws all that runs measured, laid over each other.
 
     Returns:
-        Panels by the title of their group: losses first, what concerns the machine last.
+        Losses first, then each teacher's, what concerns the machine last.
     """
-    panels: dict[tuple[str, str], Panel] = {}
-    for text, series in numbers.items():
-        tag = Tag.parse(text)
-        key = ("" if tag.part in _SHARED else tag.part, tag.name)
-        panels.setdefault(key, Panel(*key, tag.unit)).lines[tag.part] = series
-    for key in list(panels):
-        if _is_only_term(panels, key) or _move_reference(panels, key):
-            del panels[key]
-    groups: dict[str, list[Panel]] = {}
-    known = list(teachers)
-    for (part, name), panel in sorted(panels.items(), key=lambda item: _rank(item[0][1])):
-        panel.owner = "" if part else _owner(name, known)
-        groups.setdefault(_group(part, panel.owner), []).append(panel)
-    return {title: groups[title] for title in sorted(groups, key=lambda t: _place(t, known))}
+    teachers = list(dict.fromkeys(name for run in runs for name in run.teachers))
+    lines = _charts([run.values[0] for run in runs], Chart.add_curve, "lines", teachers)
+    bars = _charts([run.values[1] for run in runs], Chart.add_last, "bars", teachers)
+    first, last = [LOSSES, *map(_teacher_title, teachers)], [_OPTIMISER, _MACHINE]
+    usage = _usage_charts(runs)
+    others = sorted({chart.group for chart in (*lines, *usage, *bars)} - {*first, *last})
+    groups = {title: Group(title) for title in (*first, *others, *last)}
+    for chart in (*lines, *usage):
+        group = groups[chart.group]
+        if chart.is_zero:
+            group.zeros.append(chart.title)
+        else:
+            group.charts.append(chart)
+    for chart in bars:
+        groups[chart.group].codebooks += [chart, *chart.heat_maps([run.name for run in runs])]
+    return [one for one in groups.values() if one.charts or one.zeros or one.codebooks]
 
 
-def by_codebook(
-    lists: Mapping[str, Mapping[float, Sequence[float]]], teachers: Iterable[str]
-) -> dict[str, list[Html]]:
-    """Draws lists by codebook: the last of each as bars, all steps as a heat map.
+def parse_tag(tag: str) -> tuple[str, str, str]:
+    """Takes a tag apart: `memory/max_reserved(GiB)` is ("memory", "max_reserved", "GiB")."""
+    found = _TAG.match(tag)
+    assert found is not None  # the pattern takes any text
+    return found["part"] or "", found["name"], found["unit"] or ""
 
-    Args:
-        lists: Values (N,) by tag and step.
-        teachers: As for `curves`.
 
-    Returns:
-        Pictures by the title of their group.
+def _charts(
+    runs: Sequence[Mapping[str, _T]],
+    add: Callable[[Chart, str, str, int | None, _T], None],
+    kind: str,
+    teachers: Sequence[str],
+) -> list[Chart]:
+    """Draws the values of all runs by what is measured, losses first.
+
+    What others are compared with is drawn into these alone: validation's where there are both.
     """
-    tags = {Tag.parse(text): by_step for text, by_step in lists.items()}
-    names = sorted({(tag.name, tag.unit) for tag in tags})
-    drawn: dict[str, list[Html]] = {}
-    for name, unit in names:
-        own = {tag.part: by_step for tag, by_step in tags.items() if tag.name == name}
-        compared = _reference_of(name)
-        others = [by_step for tag, by_step in tags.items() if tag.name == compared]
-        if any(_reference_of(other) == name for other, _ in names):
-            continue  # drawn into the other's
-        owner = _owner(name, list(teachers))
-        title, against = (
-            in_words(text.removeprefix(f"{owner}_").removeprefix("codebook_"))
-            for text in (name, compared or "")
-        )
-        reference = (against, _last(others[-1])) if others else None
-        shown = own.get("valid") or next(iter(own.values()))
-        bars = {_look(part): _last(by_step) for part, by_step in sorted(own.items())}
-        pictures = [bar_chart(title, bars, unit, reference)]
-        if len(shown) > 1:
-            pictures.append(heat_map(f"{title} over steps", shown, unit))
-        drawn.setdefault(_group("", owner), []).extend(pictures)
-    return drawn
+    charts: dict[tuple[str, str], Chart] = {}
+    for number, values in enumerate(runs):
+        for tag in sorted(values):  # training before validation
+            part, name, unit = parse_tag(tag)
+            is_shared = part in _SHARED
+            key = ("" if is_shared else part, name)
+            chart = charts.setdefault(key, _new_chart(*key, unit, kind, teachers))
+            role, label = "valid" if part == "valid" else "train", part if is_shared else ""
+            add(chart, role, label, number if len(runs) > 1 else None, values[tag])
+    drawn_elsewhere = set()
+    for (part, name), chart in charts.items():
+        end = next((end for end in _REFERENCES if name.endswith(end)), "")
+        against = (part, name.removesuffix(end).removesuffix("un") + _REFERENCES.get(end, ""))
+        if end and against in charts:
+            label = charts[against].title.rpartition(": ")[2]
+            newest = {trace["run"]: trace for trace in charts[against].traces}.values()
+            chart.traces += [{**one, "role": "reference", "label": label} for one in newest]
+            drawn_elsewhere.add(against)
+    total = charts.get(("", "loss"), Chart("")).traces
+    for key, chart in charts.items():
+        if key[1] != "loss" and _is_loss(key[1]) and chart.traces == total:
+            drawn_elsewhere.add(key)  # the only term of the loss: the same chart again
+    order = sorted(charts, key=lambda key: (key[1] != "loss", not _is_loss(key[1]), key[1]))
+    return [charts[key] for key in order if key not in drawn_elsewhere]
 
 
-def group_of(teacher: str) -> str:
-    """Returns the title of the group of a teacher."""
-    return f"Teacher {teacher}"
-
-
-def in_words(name: str) -> str:
-    """Returns a name without underscores."""
-    return name.replace("_", " ")
-
-
-def _last(by_step: Mapping[float, Sequence[float]]) -> Sequence[float]:
-    return by_step[max(by_step)]
-
-
-def _look(part: str) -> str:
-    return "valid" if part == "valid" else "train"
-
-
-def _reference_of(name: str) -> str | None:
-    """Returns the name of what a value is compared with."""
-    for end, other in _REFERENCES.items():
-        if name.endswith(end) and not name.endswith(f"un{end}"):
-            return name.removesuffix(end) + other
-    return None
-
-
-def _is_only_term(panels: Mapping[tuple[str, str], Panel], key: tuple[str, str]) -> bool:
-    """Whether a loss is all of the total loss, so that two pictures would be the same."""
-    total = panels.get(("", "loss"))
-    is_term = key[1] != "loss" and "loss" in key[1].split("_")
-    return is_term and total is not None and panels[key].lines == total.lines
-
-
-def _move_reference(panels: Mapping[tuple[str, str], Panel], key: tuple[str, str]) -> bool:
-    """Draws a panel into those that are compared with it; says whether there is any."""
-    wanting = [p for p in panels.values() if _reference_of(p.name) == key[1] and p.name != key[1]]
-    lines = panels[key].lines
-    for panel in wanting:
-        panel.reference = lines.get("valid") or next(iter(lines.values()))
-        panel.reference_name = key[1]
-    return bool(wanting)
-
-
-def _owner(name: str, teachers: Sequence[str]) -> str:
-    """Returns the teacher whose name a value's name begins with, the longest that fits, or ""."""
-    return max((one for one in teachers if name.startswith(f"{one}_")), key=len, default="")
-
-
-def _group(part: str, owner: str) -> str:
+def _new_chart(part: str, name: str, unit: str, kind: str, teachers: Sequence[str]) -> Chart:
+    fitting = [one for one in teachers if name.startswith(f"{one}_") and not part]
+    owner = max(fitting, key=len, default="")
+    title = name.removeprefix(f"{owner}_").removeprefix("codebook_").replace("_", " ")
+    is_log = _is_loss(name) or "norm" in name
+    chart = Chart(title, unit, kind, "step" if kind == "lines" else "codebook", is_log)
     if part in _MACHINE_PARTS:
-        return _MACHINE
-    if part:
-        return _GROUPS.get(part, in_words(part).capitalize())
-    return group_of(owner) if owner else LOSSES
+        chart.title, chart.group = f"{part}: {title}", _MACHINE
+    elif part:
+        chart.group = _OPTIMISER if part == "optim" else part.replace("_", " ").capitalize()
+    else:
+        chart.group = _teacher_title(owner) if owner else LOSSES
+    return chart
 
 
-def _place(title: str, teachers: Sequence[str]) -> tuple[int, str]:
-    order = [LOSSES, *map(group_of, teachers)]
-    if title in order:
-        return order.index(title), title
-    return len(order) + (1 + _LAST.index(title) if title in _LAST else 0), title
+def _is_loss(name: str) -> bool:
+    return "loss" in name.split("_")
 
 
-def _rank(name: str) -> tuple[bool, bool, str]:
-    return name != "loss", "loss" not in name.split("_"), name
+def _teacher_title(name: str) -> str:
+    return f"Teacher {name}"
+
+
+def _usage_charts(runs: Sequence[Run]) -> list[Chart]:
+    """Draws how often a student says each token, against how often its teacher does.
+
+    `tables.json` has shares (N, K) by codebook and token. Tokens have no order of their own, so
+    those of each codebook are put from the most to the least frequent, and codebooks are averaged:
+    a student that only ever says a few tokens falls off where its teacher does not.
+
+    Returns:
+        A chart for each teacher; tables of another form are passed over.
+    """
+    found: dict[str, Chart] = {}
+    for number, run in enumerate(runs):
+        for what, role in (("predicted", "valid"), ("target", "reference")):
+            for tag, table in sorted(run.tables.items()):
+                curve = _ranked(table) if tag.endswith(f"_{what}_tokens") else None
+                if curve is not None:
+                    teacher = tag.removeprefix("valid/").removesuffix(f"_{what}_tokens")
+                    new = Chart("use of tokens", "share of frames", x_name="token, by frequency")
+                    new.is_log, new.group = True, _teacher_title(teacher)
+                    chart = found.setdefault(teacher, new)
+                    chart.add_curve(role, what, number if len(runs) > 1 else None, curve)
+    return list(found.values())
+
+
+def _ranked(table: Any) -> Curve | None:
+    """Returns the mean share of the most frequent token, the second, ...; never is a gap."""
+    rows = table.get("rows") if isinstance(table, dict) else None
+    try:
+        shares = np.asarray(rows, dtype=np.float64)
+    except (TypeError, ValueError):  # rows of unequal lengths, or no numbers
+        return None
+    if shares.ndim != 2 or shares.size == 0:
+        return None
+    mean = np.sort(shares, axis=1)[:, ::-1].mean(axis=0).tolist()
+    return {float(rank): share or math.nan for rank, share in enumerate(mean, 1)}

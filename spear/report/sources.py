@@ -1,4 +1,4 @@
-"""What lies in a folder: runs, decodings, quantisers, shard folders and ledgers, and their files.
+"""What lies in folders: runs, results, quantisers, shard folders and ledgers, and their files.
 
 Nothing here fails on what is missing or broken: a page about a run that went wrong is when it is
 needed most. What could not be read is noted, and the page says it.
@@ -6,20 +6,27 @@ needed most. What could not be read is noted, and the page says it.
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from spear.data.formats.tokens import find_teachers
-from spear.errors import ConfigError, one_line
+from spear.errors import ConfigError, SpearError, one_line
 from spear.system.ledger import FILE_NAME
 from spear.training.logs.metrics import read_jsonl
 
 _PASSED_OVER = frozenset({"checkpoints", "tensorboard", "log", "tokenizer", "teachers"})
 _MAX_DEPTH = 4
+_T = TypeVar("_T")
+_SUMMARIES = {
+    "decoding": "splits",
+    "tagging": "mean_average_precision",
+    "quantizer": "num_codebooks",
+}
+"""A kind of result, and the key of `summary.json` that tells it."""
 
 
 @dataclass
@@ -32,101 +39,102 @@ class Reader:
 
     problems: list[str] = field(default_factory=list)
 
-    def json_object(self, path: Path) -> dict[str, Any]:
-        """Returns the object in a JSON file; an empty one where there is none."""
+    def read(self, path: Path, parse: Callable[[Path], _T], empty: _T) -> _T:
+        """Returns what `parse` makes of a file, or `empty` without the file or where it fails."""
         try:
-            content = json.loads(path.read_text("utf-8"))
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            return self._fail(path, one_line(error))
-        return content if isinstance(content, dict) else self._fail(path, "it holds no object")
+            return parse(path) if path.exists() else empty
+        except (OSError, ValueError, yaml.YAMLError, SpearError) as error:
+            problem = f"{path} cannot be read: {one_line(error)}"
+            if problem not in self.problems:  # a file may be read for several sections
+                self.problems.append(problem)
+            return empty
+
+    def mapping(self, path: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, Any]:
+        """Returns the object in a JSON file, or what else `parse` reads."""
+
+        def parsed(path: Path) -> dict[str, Any]:
+            content = parse(path.read_text("utf-8"))
+            if not isinstance(content, dict):
+                raise ValueError("it holds no object")
+            return content
+
+        return self.read(path, parsed, {})
 
     def lines(self, path: Path) -> list[dict[str, Any]]:
         """Returns the objects of a file of JSON lines; half a line, left by a kill, is skipped."""
-        try:
-            return [record for record in read_jsonl(path) if isinstance(record, dict)]
-        except (OSError, ValueError) as error:
-            self._fail(path, one_line(error))
-            return []
-
-    def yaml_object(self, path: Path) -> dict[str, Any]:
-        """Returns the mapping in a YAML file; an empty one where there is none."""
-        try:
-            content = yaml.safe_load(self.text(path))
-        except yaml.YAMLError as error:
-            return self._fail(path, one_line(error))
-        return content if isinstance(content, dict) else {}
+        found: list[Any] = self.read(path, lambda path: list(read_jsonl(path)), [])
+        return [record for record in found if isinstance(record, dict)]
 
     def text(self, path: Path) -> str:
-        """Returns a text file's content; empty where there is none."""
-        try:
-            return path.read_text("utf-8")
-        except FileNotFoundError:
-            return ""
-        except (OSError, ValueError) as error:
-            self._fail(path, one_line(error))
-            return ""
-
-    def _fail(self, path: Path, why: str) -> dict[str, Any]:
-        problem = f"{path} cannot be read: {why}"
-        if problem not in self.problems:  # a file may be read for several sections
-            self.problems.append(problem)
-        return {}
+        """Returns a text file's content."""
+        return self.read(path, lambda path: path.read_text("utf-8"), "")
 
 
 @dataclass
 class Sources:
-    """The folders and files that a page is made of, each list sorted by path."""
+    """The folders that a page is made of, sorted by path.
 
-    folder: Path
-    runs: list[Path] = field(default_factory=list)
-    """Run folders of `spear pretrain` and `spear finetune-asr`."""
-    decodings: list[Path] = field(default_factory=list)
-    """Folders with a `summary.json` of word error rates."""
-    quantizers: list[Path] = field(default_factory=list)
-    """Folders with a `summary.json` of a quantiser."""
-    shards: list[Path] = field(default_factory=list)
-    """Shard folders below `folder`, and those that a run's configuration names."""
-    ledgers: list[Path] = field(default_factory=list)
+    Attributes:
+        base: Folder that names are seen from.
+        runs: Run folders of commands that train.
+        summaries: What `summary.json` holds, by kind ("decoding", "tagging", "quantizer") and
+            folder.
+        shards: Shard folders below the folders, and those that a run's configuration names.
+        ledgers: Folders with a ledger.
+    """
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is nothing to report on."""
-        found = (self.runs, self.decodings, self.quantizers, self.shards, self.ledgers)
-        return not any(found)
+    base: Path
+    runs: list[Path]
+    summaries: dict[str, dict[Path, dict[str, Any]]]
+    shards: list[Path]
+    ledgers: list[Path]
+
+    def name(self, path: Path) -> str:
+        """Returns a folder's name as the page says it: seen from the base."""
+        base, path = self.base.resolve(), path.resolve()
+        if path == base:
+            return path.name
+        return str(path.relative_to(base) if base in path.parents else Path(*path.parts[-2:]))
 
 
-def find_sources(folder: Path, reader: Reader) -> Sources:
-    """Looks through a folder, the data folders that its runs name, and `data` beside it.
+def find_sources(folders: Sequence[Path], reader: Reader) -> Sources:
+    """Looks through folders, the data folders that their runs name, and `data` beside them.
 
     Raises:
         ConfigError: There is no such folder.
     """
-    if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such folder; give a run folder or a recipe's exp folder")
-    found = Sources(folder)
-    for path in _walk(folder):
-        _sort_in(path, found, reader)
-    named = (
-        path for run in found.runs for path in _data_of(reader.yaml_object(run / "config.yaml"))
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError(
+                f"{folder}: no such folder; give a run folder or a recipe's exp folder"
+            )
+    below = _unique(path for folder in folders for path in _walk(folder))
+    runs = [path for path in below if _is_run(path)]
+    contents = {path: reader.mapping(path / "summary.json") for path in below}
+    configs = (reader.mapping(run / "config.yaml", yaml.safe_load) for run in runs)
+    named = [path for config in configs for path in _data_of(config)]
+    beside = [f.parent / "data" for f in folders if not (f / "config.yaml").is_file()]
+    data = _unique([*below, *named, *(path for folder in beside for path in _walk(folder))])
+    common = os.path.commonpath([folder.resolve() for folder in folders])
+    return Sources(
+        folders[0] if len(folders) == 1 else Path(common),
+        runs,
+        {
+            kind: {path: content for path, content in contents.items() if key in content}
+            for kind, key in _SUMMARIES.items()
+        },
+        [one for one in data if (one / "shards.json").is_file() or find_teachers(one)],
+        [one for one in data if (one / FILE_NAME).is_file()],
     )
-    beside = folder.parent / "data" if not (folder / "config.yaml").is_file() else None
-    for path in [*named, *(_walk(beside) if beside is not None else ())]:
-        _sort_in_data(path, found)
-    for paths in (found.runs, found.decodings, found.quantizers, found.shards, found.ledgers):
-        paths[:] = _unique(paths)
-    return found
 
 
-def title_of(path: Path, folder: Path) -> str:
-    """Returns a folder's name as the page says it: seen from the folder that the page is about."""
-    if path.resolve() == folder.resolve():
-        return path.resolve().name
-    try:
-        return str(path.resolve().relative_to(folder.resolve()))
-    except ValueError:  # elsewhere, as data folders are
-        return str(Path(*path.resolve().parts[-2:]))
+def _unique(paths: Iterable[Path]) -> list[Path]:
+    return sorted({path.resolve(): path for path in paths if path.is_dir()}.values())
+
+
+def _is_run(path: Path) -> bool:
+    is_started = (path / "config.yaml").is_file() and (path / "checkpoints").is_dir()
+    return is_started or (path / "metrics.jsonl").is_file()
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -139,29 +147,7 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield path
 
 
-def _sort_in(path: Path, found: Sources, reader: Reader) -> None:
-    if (path / "metrics.jsonl").is_file() or (
-        (path / "config.yaml").is_file() and (path / "checkpoints").is_dir()
-    ):
-        found.runs.append(path)
-    summary = reader.json_object(path / "summary.json")
-    if "splits" in summary:
-        found.decodings.append(path)
-    if "num_codebooks" in summary:
-        found.quantizers.append(path)
-    _sort_in_data(path, found)
-
-
-def _sort_in_data(path: Path, found: Sources) -> None:
-    if not path.is_dir():
-        return
-    if (path / "shards.json").is_file() or find_teachers(path):
-        found.shards.append(path)
-    if (path / FILE_NAME).is_file():
-        found.ledgers.append(path / FILE_NAME)
-
-
-def _data_of(config: dict[str, Any]) -> Iterator[Path]:
+def _data_of(config: dict[str, Any]) -> Iterable[Path]:
     """Yields the shard folders that a run's configuration names."""
     for name in ("data", "valid"):
         entries = config.get(name)
@@ -169,7 +155,3 @@ def _data_of(config: dict[str, Any]) -> Iterator[Path]:
             path = entry.get("path") if isinstance(entry, dict) else entry
             if isinstance(path, str):
                 yield Path(path)
-
-
-def _unique(paths: Iterable[Path]) -> list[Path]:
-    return sorted({path.resolve(): path for path in paths}.values())

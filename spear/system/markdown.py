@@ -58,6 +58,18 @@ def write_markdown(path: Path, blocks: Iterable[str]) -> None:
     _write_if_changed(path, text.encode("utf-8"))
 
 
+def replace_end(path: Path, title: str, blocks: Iterable[str]) -> None:
+    """Puts blocks below a title (`## ...`) at the end of a report, in the place of an earlier end.
+
+    Args:
+        path: The report; it need not be there.
+        title: Where the end begins; all from it on is replaced.
+        blocks: As for `write_markdown`.
+    """
+    text = path.read_text("utf-8") if path.is_file() else ""
+    write_markdown(path, [text.partition(title)[0].strip(), title, *blocks])
+
+
 def embed_picture(path: Path, caption: str) -> str:
     """Returns the Markdown that shows a picture which lies beside the report."""
     return f"![{caption}]({quote(path.name)})"

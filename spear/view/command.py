@@ -4,9 +4,7 @@ Writes `{out}/{name}.png` with everything, one picture for each part, and `index
 them all and needs no other file.
 """
 
-import base64
-import html
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +21,7 @@ from spear.errors import ConfigError
 from spear.hub.feature_folder import make_folder
 from spear.hub.info import num_parameters
 from spear.hub.token_heads import TokenHeads, load_token_heads
+from spear.report.page import embedded, render
 from spear.system.device import choose_device
 from spear.system.files import write_text
 from spear.system.markdown import save_figure
@@ -53,26 +52,6 @@ _PICTURES: tuple[tuple[str, str, Callable[[View], "Figure"]], ...] = (
     ("_similarity", "similarity", draw_similarity_alone),
 )
 """Suffix of the file, caption, and what draws it."""
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<title>{title}</title>
-<style>
-body {{ font-family: sans-serif; max-width: 100rem; margin: 2rem auto; padding: 0 1rem; }}
-th {{ text-align: left; padding-right: 2rem; font-weight: normal; color: #555; }}
-img {{ max-width: 100%; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-<table>
-{rows}
-</table>
-{images}
-</body>
-</html>
-"""
 
 
 @dataclass
@@ -107,9 +86,10 @@ def run(config: ViewConfig) -> None:
         AudioError: The recording cannot be read.
         CheckpointError: The model cannot be loaded.
         ConfigError: There is nothing to draw, or `out` is a file.
-        MissingPackageError: matplotlib is not installed.
+        MissingPackageError: matplotlib or jinja2 is not installed.
     """
     require("matplotlib.figure", "spear view")
+    require("jinja2", "spear view")
     out = Path(config.out)
     make_folder(out)
     audio = _read_part(config)
@@ -126,7 +106,9 @@ def run(config: ViewConfig) -> None:
     view = look(model, heads, audio, f"{path.name}  ·  {model_name}", config.offset_s)
     pictures = _draw(view, out, path.stem)
     facts = _facts(config, model, view, len(audio))
-    write_text(out / "index.html", _page(path.name, facts, pictures))
+    images = {caption: embedded(picture) for caption, picture in pictures.items()}
+    page = render("view.html.j2", "spear view", title=path.name, facts=facts, pictures=images)
+    write_text(out / "index.html", page)
     logger.info("%s and %s", pictures["everything"], out / "index.html")
 
 
@@ -218,20 +200,3 @@ def _facts(config: ViewConfig, model: SpearEncoder, view: View, num_samples: int
             f"ones {float(predicted.probabilities.mean()):.3f}, of any {1 / size:.4f}"
         )
     return facts
-
-
-def _page(title: str, facts: Mapping[str, str], pictures: Mapping[str, Path]) -> str:
-    rows = "\n".join(
-        f"<tr><th>{html.escape(key)}</th><td>{html.escape(value)}</td></tr>"
-        for key, value in facts.items()
-    )
-    images = "\n".join(
-        f"<h2>{html.escape(caption)}</h2>\n"
-        f'<img alt="{html.escape(caption)}" src="data:image/png;base64,{_base64(path)}">'
-        for caption, path in pictures.items()
-    )
-    return _PAGE.format(title=html.escape(title), rows=rows, images=images)
-
-
-def _base64(path: Path) -> str:
-    return base64.b64encode(path.read_bytes()).decode("ascii")

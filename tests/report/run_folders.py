@@ -1,12 +1,20 @@
 """Folders as the stages leave them, small and made up, and a reader of pages."""
 
+import html
 import json
 import math
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-VOID = {"meta", "line", "rect", "circle", "path", "input", "img", "br"}
+VOID = {"meta", "input", "img", "br"}
+
+
+def without_plotly(page: str) -> str:
+    """Returns a page without the library in it, which is the first script."""
+    begin, end = page.find("<script>"), page.find("</script>")
+    return page if begin < 0 else page[:begin] + page[end + len("</script>") :]
 
 
 class Page(HTMLParser):
@@ -18,12 +26,14 @@ class Page(HTMLParser):
         self.texts: list[str] = []
         self.open: list[str] = []
         self.sound = True
-        self.feed(text)
+        self.source = without_plotly(text)
+        self.feed(self.source)
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, {name: value or "" for name, value in attrs}))
-        self.open.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, {name: value or "" for name, value in attrs}))
@@ -43,16 +53,32 @@ class Page(HTMLParser):
     def all(self, tag: str) -> list[dict[str, str]]:
         return [attributes for name, attributes in self.elements if name == tag]
 
-    def points(self, description: str) -> dict[str, list[list[float | None]]]:
-        """Returns the points of each line of the picture whose description begins so."""
-        found: dict[str, list[list[float | None]]] = {}
-        inside = False
-        for name, attributes in self.elements:
-            if name == "svg":
-                inside = attributes["aria-label"].startswith(description)
-            elif inside and "data-points" in attributes:
-                found[attributes["data-label"]] = json.loads(attributes["data-points"])
-        return found
+    @property
+    def charts(self) -> dict[str, dict[str, Any]]:
+        """What is in each chart, by its description; JSON without NaN."""
+        return {
+            one["aria-label"]: json.loads(one["data-chart"], parse_constant=lambda name: 1 / 0)
+            for one in self.all("div")
+            if "data-chart" in one
+        }
+
+    def traces(self, description: str) -> dict[str, list[list[Any]]]:
+        """Returns the points of each trace, by label, of the first chart that is described so."""
+        chart = next(c for name, c in self.charts.items() if name.startswith(description))
+        return {
+            trace["label"]: [list(pair) for pair in zip(trace["x"], trace["y"], strict=True)]
+            for trace in chart["traces"]
+        }
+
+    def rows(self, title: str) -> list[list[str]]:
+        """Returns the cells of the rows of the table whose first column has this name."""
+        tables = re.split(r"<table>", self.source)[1:]
+        for table in tables:
+            if re.search(rf"<th[^>]*>{re.escape(title)}</th>", table.partition("</tr>")[0]):
+                rows = re.findall(r"<tr>(.*?)</tr>", table.partition("</table>")[0], re.DOTALL)
+                cells = [re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL) for row in rows]
+                return [[html.unescape(cell) for cell in row] for row in cells if row]
+        return []
 
 
 def write_lines(path: Path, records: list[dict[str, Any]]) -> None:

@@ -1,98 +1,43 @@
-"""The parts that pages are made of: markup, axes, curves, pictures."""
+"""The parts that pages are made of: curves, charts, their groups, numbers in words."""
 
-import itertools
-import json
 import math
-import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 
-from spear.report.codebook_chart import bar_chart, heat_map
-from spear.report.drawing import BASE, LEFT, RIGHT, TOP, WIDTH
-from spear.report.line_chart import Line, Mark, line_chart
-from spear.report.markup import Html, element, table
-from spear.report.panels import by_codebook, curves
-from spear.report.scales import Scale, short
-from spear.report.script import page_script
-from spear.report.series import Series, Tag, collect
-
-EVIL = '<script>alert("1")</script>&'
-
-
-def test_plain_text_is_escaped_wherever_it_stands() -> None:
-    made = element("td", EVIL, title=EVIL)
-    assert "<script" not in made
-    parsed = ET.fromstring(made)
-    assert parsed.text == EVIL
-    assert parsed.attrib["title"] == EVIL
-
-
-def test_markup_and_attributes() -> None:
-    made = element("p", element("b", "x"), 3, class_="a", hidden=True, id=None, data_y="1")
-    assert made == '<p class="a" hidden data-y="1"><b>x</b>3</p>'
-    assert element("rect", x=1) == '<rect x="1"/>'
-    assert isinstance(made, Html)
-
-
-def test_a_table_aligns_its_columns_and_escapes_its_cells() -> None:
-    made = table(("name", EVIL), [("a", EVIL), ("b", 2)], "lr")
-    parsed = ET.fromstring(made.replace("tabindex=", "t="))
-    rows = parsed.findall(".//tbody/tr")
-    assert [[cell.text for cell in row] for row in rows] == [["a", EVIL], ["b", "2"]]
-    assert [cell.get("class") for cell in rows[0]] == [None, "right"]
-    assert table(("name",), []) == ""
-
-
-@pytest.mark.parametrize(
-    ("low", "high"), [(0, 1), (0, 440), (2.59, 3.21), (0, 4e5), (-0.3, 0.2), (1e-9, 3e-9)]
-)
-def test_ticks_are_round_and_inside(low: float, high: float) -> None:
-    ticks = Scale(low, high).ticks()
-    assert 3 <= len(ticks) <= 7
-    assert all(low - 1e-9 * high <= tick <= high * (1 + 1e-9) for tick in ticks)
-    gaps = [b - a for a, b in itertools.pairwise(ticks)]
-    assert max(gaps) == pytest.approx(min(gaps))
-    assert len(short(ticks[1])) <= 8
-
-
-def test_a_logarithmic_axis() -> None:
-    scale = Scale.around([0.01, 100.0], is_log=True)
-    assert scale.is_log
-    assert scale.place(1.0) == pytest.approx(0.5)
-    assert scale.ticks() == [0.01, 0.1, 1.0, 10.0, 100.0]
-    assert not Scale.around([0.0, 1.0], is_log=True).is_log
-    near = Scale.around([2.5, 3.2], is_log=True)
-    assert near.is_log
-    assert len(near.ticks()) >= 3
-
-
-@pytest.mark.parametrize("values", [[], [math.nan], [5.0, 5.0], [0.0], [-2.0, math.inf]])
-def test_every_axis_has_a_length(values: list[float]) -> None:
-    scale = Scale.around(values, zero=True)
-    assert scale.high > scale.low
-    assert scale.ticks()
+from spear.report.charts import thinned
+from spear.report.page import hours, number, short
+from spear.report.panels import panel_groups, parse_tag
+from spear.report.run_files import Run
+from spear.training.logs.curves import collect
 
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0"), (440, "440"), (5000, "5000"), (400_000, "400k"), (2.5e6, "2.5M"), (2e-5, "2e-05")],
+    [(0, ""), (440, "440"), (5000, "5000"), (400_000, "400k"), (2.5e6, "2.5M"), (2e-5, "2e-05")],
 )
 def test_short_numbers(value: float, text: str) -> None:
     assert short(value) == text
 
 
+def test_numbers_of_files_are_shown_and_nothing_else() -> None:
+    assert [number(1234567), number(0.5), number(0.123456, ".4g")] == ["1,234,567", "0.5", "0.1235"]
+    assert [number(one) for one in (None, "x", True, math.nan, [1])] == [""] * 5
+    assert [hours(3600), hours(7.2e6), hours("x")] == ["1 h", "2,000 h", ""]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("memory/max_reserved(GiB)", Tag("memory", "max_reserved", "GiB")),
-        ("train/loss", Tag("train", "loss", "")),
-        ("valid/a/b(%)", Tag("valid", "a/b", "%")),
-        ("odd(", Tag("", "odd(", "")),
-        ("", Tag("", "", "")),
+        ("memory/max_reserved(GiB)", ("memory", "max_reserved", "GiB")),
+        ("train/loss", ("train", "loss", "")),
+        ("valid/a/b(%)", ("valid", "a/b", "%")),
+        ("odd(", ("", "odd(", "")),
+        ("", ("", "", "")),
     ],
 )
-def test_tags_are_taken_apart(text: str, expected: Tag) -> None:
-    assert Tag.parse(text) == expected
+def test_tags_are_taken_apart(text: str, expected: tuple[str, str, str]) -> None:
+    assert parse_tag(text) == expected
 
 
 def test_metrics_become_curves_and_lists() -> None:
@@ -106,108 +51,53 @@ def test_metrics_become_curves_and_lists() -> None:
         ]
     )
     assert list(numbers) == ["train/loss"]
-    assert numbers["train/loss"].steps == [1.0, 2.0]
-    assert numbers["train/loss"].values[0] == 2.0
-    assert math.isnan(numbers["train/loss"].values[1])
+    assert list(numbers["train/loss"]) == [1.0, 2.0]
+    assert numbers["train/loss"][1.0] == 2.0
+    assert math.isnan(numbers["train/loss"][2.0])
     assert lists == {"valid/by_codebook": {2.0: [1.0, 2.5]}}
 
 
 def test_thinning_loses_no_peak_and_no_gap() -> None:
     values = [math.sin(i / 50) for i in range(8000)]
     values[1234], values[4321], values[6000] = 9.0, -9.0, math.nan
-    thin = Series([float(i) for i in range(8000)], values).thinned(600)
-    assert len(thin.steps) <= 601
-    assert thin.steps == sorted(thin.steps)
-    assert (thin.steps[0], thin.steps[-1]) == (0.0, 7999.0)
-    pairs = dict(zip(thin.steps, thin.values, strict=True))
+    pairs = thinned({float(i): value for i, value in enumerate(values)}, 600)
+    steps = list(pairs)
+    assert len(steps) <= 601
+    assert steps == sorted(steps)
+    assert (steps[0], steps[-1]) == (0.0, 7999.0)
     assert (pairs[1234.0], pairs[4321.0]) == (9.0, -9.0)
     assert math.isnan(pairs[6000.0])
     assert all(values[int(step)] == value for step, value in pairs.items() if step != 6000)
 
 
 def test_a_short_curve_stays_whole() -> None:
-    series = Series([1.0, 2.0], [3.0, 4.0])
-    assert series.thinned() is series
+    curve = {1.0: 3.0, 2.0: 4.0}
+    assert thinned(curve) is curve
 
 
-def _svg(figure: str) -> ET.Element:
-    found = ET.fromstring(figure).find("svg")
-    assert found is not None
-    return found
-
-
-def test_a_curve_lies_where_its_numbers_say() -> None:
-    train = Line("train", Series([0, 10, 20, 30], [1.0, math.nan, 10.0, 100.0]), "train")
-    valid = Line("valid", Series([20], [5.0]), "valid")
-    svg = _svg(line_chart("loss", [train, valid], is_log=True))
-    path, other = svg.findall("path")
-    assert json.loads(path.attrib["data-points"]) == [[0, 1], [10, None], [20, 10], [30, 100]]
-    first, second = path.attrib["d"].split(" ")  # a gap at step 10
-    assert first.startswith(f"M{float(LEFT)},")
-    (x2, y2), (x3, y3) = ([float(n) for n in p.split(",")] for p in second[1:].split("L"))
-    low, high, is_log = json.loads(svg.attrib["data-y"])
-    assert is_log
-    assert y2 == pytest.approx(
-        BASE - (BASE - TOP) * math.log(10 / low) / math.log(high / low), abs=0.06
-    )
-    assert y3 < y2
-    assert LEFT < x2 < x3 <= WIDTH - RIGHT
-    dots = svg.findall("circle")
-    assert [dot.attrib["class"] for dot in dots] == ["dot train", "dot valid"]
-    assert other.attrib["data-label"] == "valid"
-
-
-def test_marks_inside_the_picture_are_drawn() -> None:
-    line = Line("train", Series([0, 100], [1.0, 2.0]), "train")
-    marks = [Mark(50, "restart", "on <b>"), Mark(60, "skip", "step 60"), Mark(500, "skip", "later")]
-    svg = _svg(line_chart("loss", [line], marks=marks))
-    titles = [title.text for title in svg.iter("title")]
-    assert titles == ["on <b>", "step 60"]
-
-
-def test_bars_and_levels_by_codebook() -> None:
-    made = bar_chart("loss", {"valid": [1.0, 2.0, math.nan]}, "nats", ("entropy", [5.0, 5.0, 5.0]))
-    svg = _svg(made)
-    assert [t.text for t in svg.iter("title")] == [
-        "valid, codebook 0: 1",
-        "valid, codebook 1: 2",
-        *(f"entropy, codebook {k}: 5" for k in range(3)),
-    ]
-    low, high = (float(bar.attrib["height"]) for bar in svg.iter("rect"))
-    assert high == pytest.approx(2 * low, abs=0.2)
-
-
-def test_a_heat_map_has_a_cell_for_each_codebook_and_step() -> None:
-    by_step = {float(step): [step / 100, step / 50] for step in range(100)}
-    made = heat_map("accuracy", by_step)
-    cells = list(_svg(made).iter("rect"))
-    assert len(cells) == 40 * 2
-    strength = [float(cell.attrib["fill-opacity"]) for cell in cells]
-    assert strength[0] == min(strength)
-    assert strength[-1] == max(strength)
-    assert "0 (faint) to 1.98 (strong)" in made
-
-
-def _constant(value: float) -> Series:
-    return Series([1.0, 2.0], [value, value])
+def _run(curves: dict[str, list[float]], teachers: tuple[str, ...] = ()) -> Run:
+    """Returns a run that measured these values at steps 1 and 2."""
+    records = [{"step": n + 1, **{tag: v[n] for tag, v in curves.items()}} for n in range(2)]
+    return Run(Path("run"), records=records, config={"teachers": {name: {} for name in teachers}})
 
 
 def test_values_that_explain_others_are_drawn_with_them() -> None:
-    groups = curves(
+    run = _run(
         {
-            "optim/learning_rate": _constant(0.04),
-            "speed/step(s)": _constant(0.3),
-            "train/dasheng_loss": _constant(2.0),
-            "train/loss": _constant(3.0),
-            "valid/loss": _constant(2.5),
-            "train/wavlm_masked_accuracy": _constant(0.1),
-            "train/wavlm_unmasked_accuracy": _constant(0.2),
-            "train/wavlm_baseline_accuracy": _constant(0.03),
-            "valid/wavlm_baseline_accuracy": _constant(0.04),
+            "optim/learning_rate": [0.04, 0.04],
+            "speed/step(s)": [0.3, 0.3],
+            "train/dasheng_loss": [2.0, 2.0],
+            "train/loss": [3.0, 3.0],
+            "valid/loss": [2.5, 2.5],
+            "train/wavlm_masked_accuracy": [0.1, 0.1],
+            "train/wavlm_unmasked_accuracy": [0.2, 0.2],
+            "train/wavlm_baseline_accuracy": [0.03, 0.03],
+            "valid/wavlm_baseline_accuracy": [0.04, 0.04],
         },
-        ["wavlm", "dasheng"],
+        ("wavlm", "dasheng"),
     )
-    names = {title: [panel.title for panel in panels] for title, panels in groups.items()}
+    groups = panel_groups([run])
+    names = {group.title: [chart.title for chart in group.charts] for group in groups}
     assert names == {
         "Losses": ["loss"],
         "Teacher wavlm": ["masked accuracy", "unmasked accuracy"],
@@ -215,34 +105,45 @@ def test_values_that_explain_others_are_drawn_with_them() -> None:
         "Optimiser": ["learning rate"],
         "Speed, memory, data, health": ["speed: step"],
     }
-    assert list(groups) == list(names)
-    assert set(groups["Losses"][0].lines) == {"train", "valid"}
-    assert all(panel.reference == _constant(0.04) for panel in groups["Teacher wavlm"])
+    assert [group.title for group in groups] == list(names)
+    assert [trace["role"] for trace in groups[0].charts[0].traces] == ["train", "valid"]
+    for chart in groups[1].charts:
+        reference = chart.traces[-1]
+        assert (reference["role"], reference["label"]) == ("reference", "baseline accuracy")
+        assert reference["y"] == [0.04, 0.04]
 
 
 def test_a_single_loss_is_shown_once() -> None:
-    groups = curves({"train/loss": _constant(3.0), "train/ctc_loss": _constant(3.0)}, [])
-    assert [panel.name for panel in groups["Losses"]] == ["loss"]
+    (group,) = panel_groups([_run({"train/loss": [3.0, 2.0], "train/ctc_loss": [3.0, 2.0]})])
+    assert [chart.title for chart in group.charts] == ["loss"]
 
 
 def test_lists_become_bars_and_heat_maps() -> None:
-    lists = {
-        "valid/wavlm_codebook_masked_loss(nats)": {10.0: [1.0, 2.0], 20.0: [0.5, 1.5]},
-        "valid/wavlm_codebook_unigram_entropy(nats)": {10.0: [5.0, 5.0], 20.0: [5.0, 5.0]},
-        "train/other_list": {10.0: [1.0]},
+    records = [
+        {
+            "step": step,
+            "valid/wavlm_codebook_masked_loss(nats)": [1.0 / step, 2.0 / step],
+            "valid/wavlm_codebook_unigram_entropy(nats)": [5.0, 5.0],
+        }
+        for step in (1, 2)
+    ]
+    records.append({"step": 2, "train/other_list": [1.0]})
+    run = Run(Path("run"), records=records, config={"teachers": {"wavlm": {}}})
+    losses, wavlm = panel_groups([run])
+    assert [chart.kind for chart in losses.codebooks] == ["bars"]
+    bars, heat = wavlm.codebooks
+    assert {one["label"]: one["y"] for one in bars.traces} == {
+        "valid": [0.5, 1],
+        "unigram entropy": [5, 5],
     }
-    drawn = by_codebook(lists, ["wavlm"])
-    assert {title: len(pictures) for title, pictures in drawn.items()} == {
-        "Teacher wavlm": 2,
-        "Losses": 1,
-    }
-    bars, heat = drawn["Teacher wavlm"]
-    assert "valid, codebook 1: 1.5" in bars
-    assert "unigram entropy, codebook 0: 5" in bars
-    assert "step 10, codebook 1: 2" in heat
+    assert (heat.kind, heat.traces[0]["x"], heat.traces[0]["y"]) == (
+        "heat", [1, 2], [[1, 0.5], [2, 1]],
+    )  # fmt: skip
 
 
-def test_the_script_knows_the_margins() -> None:
-    script = page_script()
-    assert "@" not in script
-    assert f"left = {LEFT}, right = {WIDTH} - {RIGHT}, top_ = {TOP}, base = {BASE}" in script
+def test_a_heat_map_has_at_most_100_steps() -> None:
+    records = [{"step": step, "valid/x": [step / 1000, 0.0]} for step in range(1, 1001)]
+    (group,) = panel_groups([Run(Path("run"), records=records)])
+    (heat,) = (chart.traces[0] for chart in group.codebooks if chart.kind == "heat")
+    assert (len(heat["x"]), heat["x"][0], heat["x"][-1]) == (100, 1, 1000)
+    assert heat["y"][0] == [step / 1000 for step in heat["x"]]

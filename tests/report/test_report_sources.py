@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from run_folders import make_run, process, write_lines
 
 from spear.errors import ConfigError
 from spear.report.compute import read_processes
-from spear.report.run_files import Run, facts
-from spear.report.sources import Reader, find_sources, title_of
+from spear.report.run_files import Run
+from spear.report.sources import Reader, find_sources
 
 
 def names(paths: list[Path], folder: Path) -> list[str]:
@@ -22,18 +23,22 @@ def test_everything_is_sorted_into_its_kind(tmp_path: Path) -> None:
     write_lines(exp / "a_run" / "ledger.jsonl", [process("a", "pretrain")])
     write_lines(exp / "asr" / "decode" / "summary.json", [{"splits": {}}])
     write_lines(exp / "quantizers" / "q" / "summary.json", [{"num_codebooks": 4}])
+    write_lines(exp / "tags" / "evaluation" / "summary.json", [{"mean_average_precision": 0.5}])
     write_lines(exp / "b_run" / "summary.json", [{"wavlm": {"loss": 2.0}}])
     write_lines(tmp_path / "data" / "train" / "shards.json", [{}])
     write_lines(tmp_path / "data" / "tokens_only" / "wavlm_tokens.json", [{}])
     reader = Reader()
-    found = find_sources(exp, reader)
+    found = find_sources([exp], reader)
     assert names(found.runs, tmp_path) == ["exp/a_run", "exp/b_run"]
-    assert names(found.decodings, tmp_path) == ["exp/asr/decode"]
-    assert names(found.quantizers, tmp_path) == ["exp/quantizers/q"]
+    summaries = {kind: names(list(one), tmp_path) for kind, one in found.summaries.items()}
+    assert summaries == {
+        "decoding": ["exp/asr/decode"],
+        "tagging": ["exp/tags/evaluation"],
+        "quantizer": ["exp/quantizers/q"],
+    }
     assert names(found.shards, tmp_path) == ["data/tokens_only", "data/train"]
-    assert names(found.ledgers, tmp_path) == ["exp/a_run/ledger.jsonl"]
+    assert names(found.ledgers, tmp_path) == ["exp/a_run"]
     assert reader.problems == []
-    assert not found.is_empty
 
 
 @pytest.mark.parametrize("passed_over", ["checkpoints/step-1", "tensorboard", ".hidden", "log"])
@@ -41,19 +46,18 @@ def test_some_folders_hold_no_results(passed_over: str, tmp_path: Path) -> None:
     write_lines(tmp_path / passed_over / "metrics.jsonl", [{"step": 1}])
     write_lines(tmp_path / "a" / "b" / "c" / "d" / "metrics.jsonl", [{"step": 1}])
     write_lines(tmp_path / "a" / "b" / "c" / "d" / "too_deep" / "metrics.jsonl", [{"step": 1}])
-    assert names(find_sources(tmp_path, Reader()).runs, tmp_path) == ["a/b/c/d"]
+    assert names(find_sources([tmp_path], Reader()).runs, tmp_path) == ["a/b/c/d"]
 
 
 def test_a_run_without_metrics_is_still_a_run(tmp_path: Path) -> None:
     make_run(tmp_path / "run")
     (tmp_path / "run" / "metrics.jsonl").unlink()
-    assert names(find_sources(tmp_path, Reader()).runs, tmp_path) == ["run"]
+    assert names(find_sources([tmp_path], Reader()).runs, tmp_path) == ["run"]
 
 
-def test_an_empty_or_missing_folder(tmp_path: Path) -> None:
-    assert find_sources(tmp_path, Reader()).is_empty
+def test_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such folder"):
-        find_sources(tmp_path / "none", Reader())
+        find_sources([tmp_path, tmp_path / "none"], Reader())
 
 
 def test_a_data_folder_is_listed_once(tmp_path: Path) -> None:
@@ -64,35 +68,41 @@ def test_a_data_folder_is_listed_once(tmp_path: Path) -> None:
         (run / "config.yaml").write_text(
             f"data: [{{path: {shards}}}, {{path: {shards.parent}/../data/train}}, {{path: gone}}]\n"
         )
-    found = find_sources(tmp_path / "exp", Reader())
+    found = find_sources([tmp_path / "exp"], Reader())
     assert [path.resolve() for path in found.shards] == [shards]
 
 
 def test_folders_are_named_as_seen_from_the_page(tmp_path: Path) -> None:
-    assert title_of(tmp_path / "exp" / "asr" / "a", tmp_path / "exp") == "asr/a"
-    assert title_of(tmp_path / "exp", tmp_path / "exp") == "exp"
-    assert title_of(tmp_path / "data" / "train", tmp_path / "exp") == "data/train"
+    for name in ("exp/asr/a", "other/asr/a", "data/train"):
+        (tmp_path / name).mkdir(parents=True)
+    one = find_sources([tmp_path / "exp"], Reader())
+    assert one.name(tmp_path / "exp" / "asr" / "a") == "asr/a"
+    assert one.name(tmp_path / "exp") == "exp"
+    assert one.name(tmp_path / "data" / "train") == "data/train"
+    two = find_sources([tmp_path / "exp", tmp_path / "other"], Reader())
+    assert two.name(tmp_path / "exp" / "asr" / "a") == "exp/asr/a"
+    assert two.name(tmp_path / "other" / "asr" / "a") == "other/asr/a"
 
 
 def test_the_reader_remembers_each_problem_once(tmp_path: Path) -> None:
     broken = tmp_path / "a.json"
     broken.write_text("[1")
     reader = Reader()
-    assert reader.json_object(tmp_path / "none.json") == {}
+    assert reader.mapping(tmp_path / "none.json") == {}
     assert reader.text(tmp_path / "none.txt") == ""
     assert reader.lines(tmp_path / "none.jsonl") == []
     assert reader.problems == []
-    assert reader.json_object(broken) == reader.json_object(broken) == {}
+    assert reader.mapping(broken) == reader.mapping(broken) == {}
     assert len(reader.problems) == 1
     assert reader.problems[0].startswith(f"{broken} cannot be read: ")
     broken.write_text("[1]")
-    assert Reader().json_object(broken) == {}
-    assert Reader().yaml_object(broken) == {}
+    assert Reader().mapping(broken) == {}
+    assert Reader().mapping(broken, yaml.safe_load) == {}
 
 
 def test_folders_in_the_place_of_files(tmp_path: Path) -> None:
     reader = Reader()
-    assert reader.json_object(tmp_path) == {}
+    assert reader.mapping(tmp_path) == {}
     assert reader.text(tmp_path) == ""
     assert len(reader.problems) == 1
 
@@ -104,11 +114,10 @@ def test_the_facts_of_a_run(tmp_path: Path) -> None:
         process("b", "pretrain", gpu="H200", num_gpus=1, started="2026-01-02T10:00:00+00:00"),
         process("c", "verify"),
     ]
-    run = Run.read(folder, Reader(), read_processes(lines))
+    run = Run.read(folder, "run", Reader(), read_processes(lines))
     assert run.kind == "pre-training"
     assert run.teachers == ["wavlm"]
-    assert not run.is_complete
-    found = dict(facts(run))
+    found = run.facts
     assert found["ran on"] == "1 x H200"
     assert found["started"] == "2 times"
     assert found["steps"] == "60 of 100 (not complete)"
@@ -119,17 +128,15 @@ def test_starts_are_counted_without_a_ledger(tmp_path: Path) -> None:
     (folder / "config.yaml").write_text("tokenizer: {}\ntrain: {max_steps: 60}\n")
     for number in range(3):
         write_lines(folder / "tensorboard" / f"events.out.tfevents.{number}", [])
-    run = Run.read(folder, Reader(), [])
+    run = Run.read(folder, "run", Reader(), [])
     assert run.kind == "fine-tuning"
-    assert run.is_complete
-    found = dict(facts(run))
+    found = run.facts
     assert found["started"] == "3 times"
     assert found["steps"] == "60 of 60"
     assert "ran on" not in found
 
 
 def test_nothing_is_said_of_nothing(tmp_path: Path) -> None:
-    run = Run.read(tmp_path, Reader(), [])
-    assert facts(run) == []
+    run = Run.read(tmp_path, "run", Reader(), [])
+    assert run.facts == {}
     assert run.kind == "training"
-    assert run.max_steps is None

@@ -1,22 +1,22 @@
 """The report that a run leaves in its folder: `report.md`, and its curves as `report.png`.
 
-It can be read in a terminal. `spear report` makes a page of the same records, with the values by
+It can be read in a terminal. `spear report` makes a page of the same curves, with the values by
 codebook and everything else that the run left.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from spear.system.markdown import (
     embed_picture,
     markdown_table,
+    name_axes,
     new_figure,
     save_figure,
     write_markdown,
 )
 from spear.training.logs.clock import format_duration
-from spear.training.logs.metrics import read_jsonl
+from spear.training.logs.curves import Curve, evenly, read_curves
 from spear.training.position import Position
 
 _MAX_ROWS = 12
@@ -34,7 +34,7 @@ def write_report(
         num_skipped: Steps that were skipped for non-finite numbers.
         checkpoint: The last checkpoint.
     """
-    records = [_scalars(record) for record in read_jsonl(run_folder / "metrics.jsonl")]
+    curves = read_curves(run_folder)
     picture = run_folder / "report.png"
     facts = [
         ("steps", f"{position.step}"),
@@ -47,64 +47,43 @@ def write_report(
     blocks = [
         "# Training report",
         markdown_table(("", ""), facts),
-        *_section("Validation", records, "valid/"),
-        *_section("Training", records, "train/"),
+        *_section("Validation", curves, "valid/"),
+        *_section("Training", curves, "train/"),
     ]
-    if _plot(records, picture):
+    if _plot(curves, picture):
         blocks += ["## Curves", embed_picture(picture, "loss and other values by step")]
     write_markdown(run_folder / "report.md", blocks)
 
 
-def _scalars(record: dict[str, Any]) -> dict[str, Any]:
-    """Returns a line of metrics without its lists, which hold a value for each codebook."""
-    return {tag: value for tag, value in record.items() if not isinstance(value, list)}
-
-
-def _section(title: str, records: Sequence[dict[str, Any]], prefix: str) -> list[str]:
-    """Returns a table of the values under a prefix: a row a step, evenly thinned."""
-    rows = [record for record in records if any(tag.startswith(prefix) for tag in record)]
-    if not rows:
-        return []
-    tags = sorted({tag for row in rows for tag in row if tag.startswith(prefix)})
-    cells = [
-        (str(row["step"]), *(f"{row[tag]:.4g}" if tag in row else "" for tag in tags))
-        for row in _thin(rows)
-    ]
-    names = [tag.removeprefix(prefix) for tag in tags]
-    return [f"## {title}", markdown_table(("step", *names), cells)]
-
-
-def _thin(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns at most `_MAX_ROWS` rows at even distances, the first and the last among them."""
-    if len(rows) <= _MAX_ROWS:
-        return rows
-    return [rows[i * (len(rows) - 1) // (_MAX_ROWS - 1)] for i in range(_MAX_ROWS)]
-
-
-def _plot(records: Sequence[dict[str, Any]], path: Path) -> bool:
-    """Draws one panel for each value that training and validation share, losses first."""
+def _section(title: str, curves: Mapping[str, Curve], prefix: str) -> list[str]:
+    """Returns a table of the values under a prefix: at most so many steps, at even distances."""
     found = {
-        tag.split("/", 1)[1]
-        for record in records
-        for tag in record
-        if tag.startswith(("train/", "valid/"))
+        tag.removeprefix(prefix): curves[tag] for tag in sorted(curves) if tag.startswith(prefix)
     }
+    steps = evenly(sorted({step for curve in found.values() for step in curve}), _MAX_ROWS)
+    rows = [
+        (f"{step:.0f}", *(f"{c[step]:.4g}" if step in c else "" for c in found.values()))
+        for step in steps
+    ]
+    return [f"## {title}", markdown_table(("step", *found), rows)] if rows else []
+
+
+def _plot(curves: Mapping[str, Curve], path: Path) -> bool:
+    """Draws one panel for each value that training and validation share, losses first."""
+    found = {tag.partition("/")[2] for tag in curves if tag.startswith(("train/", "valid/"))}
     names = sorted(found, key=lambda name: ("loss" not in name, name))
-    if not names:
-        return False
     num_columns = min(3, len(names))
-    num_rows = -(-len(names) // num_columns)
-    figure = new_figure(4.5 * num_columns, 3.0 * num_rows)
+    num_rows = -(-len(names) // 3)
+    figure = new_figure(4.5 * num_columns, 3.0 * num_rows) if names else None
     if figure is None:
         return False
     for index, name in enumerate(names):
         axes = figure.add_subplot(num_rows, num_columns, index + 1)
-        for part in ("train", "valid"):
-            points = [(r["step"], r[f"{part}/{name}"]) for r in records if f"{part}/{name}" in r]
-            if points:
-                marker = "." if part == "train" else "o"
-                axes.plot(*zip(*points, strict=True), marker=marker, label=part)
-        axes.set_title(name)
+        for part, marker in (("train", "."), ("valid", "o")):
+            curve = curves.get(f"{part}/{name}")
+            if curve:
+                axes.plot(list(curve), list(curve.values()), marker=marker, label=part)
+        name_axes(axes, name)
         axes.set_xlabel("step")
         axes.legend()
     save_figure(figure, path)
