@@ -38,9 +38,11 @@ from mvq_peer import (
 from torch import Tensor, nn
 
 from spear.audio import SAMPLE_RATE_HZ, Fbank
-from spear.mvq import Quantizer, TrainingBudget, train_quantizer
-from spear.mvq.evaluation import FrameQuantizer, bits_per_frame, evaluate, spread_out
+from spear.mvq import CodebookQuantizer, Quantizer, TrainingBudget, train_quantizer
+from spear.mvq.evaluation import evaluate, spread_out
+from spear.mvq.report import bits_per_frame
 from spear.mvq.training.baselines import BaselineBudget, train_baseline
+from spear.mvq.usage import count_codes
 from spear.pretrain.masking import sample_spans
 from spear.system.markdown import code, markdown_table, write_markdown
 from spear.teachers import load_teacher
@@ -146,7 +148,9 @@ def load_clips(paths: list[Path], clip_s: float, max_audio_s: float) -> Clips:
     return Clips(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
-def make_quantizer(method: str, frames: Tensor, args: argparse.Namespace) -> FrameQuantizer | None:
+def make_quantizer(
+    method: str, frames: Tensor, args: argparse.Namespace
+) -> CodebookQuantizer | None:
     """Trains a quantiser on frames (F, 256); None where the package it needs is missing."""
     name, _, size = method.partition(":")
     num_codebooks = 1 if size else args.num_codebooks
@@ -242,9 +246,7 @@ def score(student: Student, clips: Clips, codes: Tensor, train: Tensor, seed: in
     """
     rng = np.random.Generator(np.random.Philox(seed))
     num_codebooks, size = student.sizes
-    counts = torch.stack(
-        [torch.bincount(train[:, n], minlength=size) for n in range(num_codebooks)]
-    )
+    counts = count_codes(train, size)
     frequencies = (counts + 1.0) / (counts + 1.0).sum(dim=1, keepdim=True)
     right, entropy, cross_entropy, count = 0.0, 0.0, 0.0, 0
     for fbank, part in zip(clips.fbank.split(16), codes.split(16), strict=True):

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from spear.mvq import Quantizer, TrainingBudget, train_quantizer
 from spear.mvq.evaluation import evaluate, relative_error, spread_out
-from spear.mvq.training.statistics import count_codes
+from spear.mvq.usage import count_codes
 from spear.system.markdown import code, markdown_table, write_markdown
 
 _MAX_MEASURED = 12_000

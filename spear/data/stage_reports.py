@@ -19,7 +19,7 @@ from spear.data.formats.shards import cuts_name
 from spear.data.formats.tokens import TokenSidecar, read_token_tar
 from spear.data.index.shard_folder import ShardFolder
 from spear.errors import TokenError
-from spear.mvq.training.statistics import count_codes, normalized_entropies
+from spear.mvq.usage import count_codes, normalized_entropies
 from spear.system.markdown import (
     code,
     draw_histograms,

@@ -78,19 +78,18 @@ def _measured(path: str, frames: str, pictures: str) -> str:
     """Returns what frames say about a quantiser, and draws it where a folder is given."""
     from spear.mvq import load_quantizer
     from spear.mvq.command import frames_path, load_frames
-    from spear.mvq.evaluation import spread_out, teacher_identity
-    from spear.mvq.report import describe_evaluation, draw_pictures, evaluate
+    from spear.mvq.evaluation import evaluate, spread_out
+    from spear.mvq.report import evaluation_blocks
     from spear.mvq.training.frames import read_rows
 
     quantizer = load_quantizer(path)
     rows, teacher = load_frames(frames_path(frames))
-    own = teacher_identity(quantizer.metadata).get("weights_sha256")
+    own = quantizer.teacher().get("weights_sha256")
     if own is not None and own != teacher.get("weights_sha256"):
         raise ConfigError(f"{path} and {frames} are of different teachers, by their weights_sha256")
     found = evaluate(quantizer, read_rows(rows, spread_out(torch.arange(len(rows)), _MAX_FRAMES)))
-    if pictures:
-        draw_pictures(Path(pictures), quantizer, {"frames": found})
-    return describe_evaluation(quantizer, found)
+    folder = Path(pictures) if pictures else None
+    return "\n\n".join(filter(None, evaluation_blocks(quantizer, {"frames": found}, folder)))
 
 
 def _tokens(path: str) -> str:

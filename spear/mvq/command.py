@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from spear.errors import ConfigError, DataError
+from spear.mvq.evaluation import evaluate, spread_out
 from spear.mvq.quantizers.codebooks import CodebookQuantizer
 from spear.mvq.quantizers.loading import load_quantizer
 from spear.mvq.quantizers.quantizer import Quantizer
 from spear.mvq.quantizers.random_projection import RandomProjectionQuantizer
-from spear.mvq.report import evaluate, write_report
+from spear.mvq.report import write_report
 from spear.mvq.training.baselines import BaselineBudget, check_baseline, train_baseline
 from spear.mvq.training.budget import TrainingBudget, check_budget
 from spear.mvq.training.frames import read_rows
@@ -105,7 +106,7 @@ def _run(config: TrainQuantizerConfig, ranks: Ranks) -> None:
         quantizer = _train(config, frames, common, ranks)
     if not ranks.is_main:
         return
-    train = evaluate(quantizer, read_rows(frames, _spread_out(train_rows, _MAX_EVALUATED)))
+    train = evaluate(quantizer, read_rows(frames, spread_out(train_rows, _MAX_EVALUATED)))
     held_out = evaluate(quantizer, read_rows(frames, held_out_rows))
     write_report(report_dir, quantizer, train, held_out)
     _logger.info(
@@ -209,13 +210,6 @@ def split_rows(num_frames: int, held_out_fraction: float) -> tuple[Tensor, Tenso
         start = (2 * index + 1) * num_frames // (2 * num_runs)
         is_held_out[max(0, start - run_length // 2) :][:run_length] = True
     return (~is_held_out).nonzero()[:, 0], is_held_out.nonzero()[:, 0]
-
-
-def _spread_out(rows: Tensor, count: int) -> Tensor:
-    """Returns at most `count` of the rows, evenly spread."""
-    if len(rows) <= count:
-        return rows
-    return rows[torch.arange(count) * len(rows) // count]
 
 
 def _check(config: TrainQuantizerConfig) -> None:

@@ -1,135 +1,76 @@
 """The report of a quantiser: `report.md` with its pictures, and what `spear info` prints.
 
-Everything that depends on the machine stands in `search.md`, so that the same quantiser and frames
-give the same `report.md`.
+The same quantiser and frames give the same report.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from spear.mvq.evaluation import (
-    Evaluation,
-    FrameQuantizer,
-    SearchPoint,
-    bits_per_frame,
-    evaluate,
-    frame_rate_hz,
-    sweep_search,
-    teacher_identity,
-)
+from spear.mvq.evaluation import Evaluation
+from spear.mvq.interpretation import HOW_TO_READ, find_unusual
 from spear.mvq.pictures import draw_codebooks, draw_history, draw_usage
 from spear.mvq.quantizers.codebooks import CodebookQuantizer
-from spear.mvq.quantizers.quantizer import BEAM_WIDTH, NUM_PASSES, Quantizer
-from spear.mvq.remarks import HOW_TO_READ, remarks
+from spear.mvq.quantizers.quantizer import Quantizer
 from spear.system.files import write_json
 from spear.system.markdown import embed_picture, markdown_table, write_markdown
-
-__all__ = [
-    "Evaluation",
-    "bits_per_frame",
-    "describe",
-    "describe_evaluation",
-    "draw_pictures",
-    "evaluate",
-    "write_report",
-]
 
 _NUM_PAIRS = 5
 
 
-def describe(quantizer: FrameQuantizer) -> str:
+def describe(quantizer: CodebookQuantizer) -> str:
     """Returns a table of what a quantiser is, as `spear info` prints it."""
+    scaled = (quantizer.channel_scale != 1).any() or (quantizer.channel_mean != 0).any()
     rows = {
+        "kind": quantizer.kind,
         "id": quantizer.id,
         "codebooks": str(quantizer.num_codebooks),
         "codebook size": str(quantizer.codebook_size),
         "frame width": str(quantizer.dim),
         "bits per frame": _rate(quantizer, bits_per_frame(quantizer)),
+        "channels normalised": "yes" if scaled else "no",
     }
-    if isinstance(quantizer, CodebookQuantizer):
-        scaled = (quantizer.channel_scale != 1).any() or (quantizer.channel_mean != 0).any()
-        rows = {"kind": quantizer.kind, **rows, "channels normalised": "yes" if scaled else "no"}
     if isinstance(quantizer, Quantizer):
         rows["first guess"] = "linear classifiers" if quantizer.has_classifiers else "undecided"
-    teacher = teacher_identity(quantizer.metadata)
-    rows |= {f"teacher {key}": str(value) for key, value in teacher.items()}
+    rows |= {f"teacher {key}": str(value) for key, value in quantizer.teacher().items()}
     apart = ("teacher", "history")  # the second is for the picture
     rows |= {key: value for key, value in sorted(quantizer.metadata.items()) if key not in apart}
-    return _aligned(rows)
+    width = max(len(key) for key in rows)
+    return "\n".join(f"{key.ljust(width)}  {value}" for key, value in rows.items())
 
 
-def describe_evaluation(quantizer: FrameQuantizer, found: Evaluation) -> str:
-    """Returns what a set of frames says about a quantiser, as `spear info --frames` prints it.
-
-    The search is timed here and now.
-    """
-    guess = found.first_guess_error
-    rows = {
-        "frames": f"{found.num_frames:,}",
-        "relative error": f"{found.relative_error:.4f}",
-        "error of the first guess": "none" if guess is None else f"{guess:.4f}",
-        "bits used per frame": _rate(quantizer, found.used_bits),
-        "least entropy / log K": f"{min(found.entropies):.3f}",
-        "unused codes": f"{sum(found.num_unused):,} of {found.usage.numel():,}",
-    }
-    tables = [_codebook_table({"": found}), _pair_table(found)]
-    points = sweep_search(quantizer, found.sample)
-    tables.append(_search_table(points) if points else "")
-    return "\n\n".join([_aligned(rows), *filter(None, tables)])
+def bits_per_frame(quantizer: CodebookQuantizer) -> float:
+    """Returns N * log2 K: what the tokens of one frame can say at most."""
+    return quantizer.num_codebooks * math.log2(quantizer.codebook_size)
 
 
-def write_report(
-    folder: Path,
-    quantizer: FrameQuantizer,
-    train: Evaluation,
-    held_out: Evaluation,
-) -> None:
-    """Writes the report of a trained quantiser into a folder.
-
-    That is `report.md`; with matplotlib `usage.png`, `codebooks.png` and `training.png`; for
-    quantisers with a search `search.md`, timed here and now; at last `summary.json`.
-
-    Args:
-        folder: Made if missing.
-        quantizer: What was trained.
-        train: On (some of) the frames that it was trained on.
-        held_out: On frames that it has not seen.
-    """
-    folder = Path(folder)
-    points = sweep_search(quantizer, held_out.sample)
-    if points:
-        write_markdown(folder / "search.md", _search_blocks(points, len(held_out.sample)))
-    blocks = [
-        *_blocks(quantizer, train, held_out),
-        *draw_pictures(folder, quantizer, {"train": train, "held out": held_out}),
-        "What other settings of the search give, and how fast they are on the machine that made "
-        "this\nreport: [search.md](search.md)."
-        if points
-        else "",
-        f"## How to read this\n\n{HOW_TO_READ}",
-    ]
-    write_markdown(folder / "report.md", blocks)
-    write_json(folder / "summary.json", _summary(quantizer, train, held_out))
-
-
-def draw_pictures(
-    folder: Path, quantizer: FrameQuantizer, found: Mapping[str, Evaluation]
+def evaluation_blocks(
+    quantizer: CodebookQuantizer, found: Mapping[str, Evaluation], pictures: Path | None = None
 ) -> list[str]:
-    """Draws `usage.png`, `codebooks.png` and `training.png`, those that there is something for.
+    """Returns what frames say about a quantiser, as blocks of Markdown.
 
     Args:
-        folder: Where they go.
-        quantizer: Whose metadata know the history of its training, or not.
-        found: Evaluations by the name of their frames. Use is that of the first, correlations
-            those of the last.
-
-    Returns:
-        The Markdown that shows them; nothing without matplotlib.
+        quantizer: What was evaluated.
+        found: Evaluations by the name of their frames. Use of codes is that of the first,
+            correlations are those of the last.
+        pictures: Folder of `usage.png`, `codebooks.png` and `training.png`, those that there is
+            something for; None to draw nothing. Nor is anything drawn without matplotlib.
     """
-    usage, books, course = (folder / f"{n}.png" for n in ("usage", "codebooks", "training"))
-    blocks = []
-    if draw_usage(usage, next(iter(found.values()))):
+    evaluations = list(found.values())
+    first, last = evaluations[0], evaluations[-1]
+    unusual = "\n".join(f"- {sentence}" for sentence in find_unusual(first, last))
+    blocks = [
+        _error_table(quantizer, found),
+        f"## What stands out\n\n{unusual or 'Nothing.'}",
+        "## Codebooks",
+        _codebook_table(found),
+        _pair_table(last),
+    ]
+    if pictures is None:
+        return blocks
+    usage, books, course = (pictures / f"{n}.png" for n in ("usage", "codebooks", "training"))
+    if draw_usage(usage, first):
         blocks.append(embed_picture(usage, "Use of codes, most frequent first"))
     if draw_codebooks(books, found):
         blocks.append(embed_picture(books, "Correlation of codebooks, and the error without each"))
@@ -138,11 +79,25 @@ def draw_pictures(
     return blocks
 
 
-def _summary(
-    quantizer: FrameQuantizer, train: Evaluation, held_out: Evaluation
-) -> dict[str, object]:
-    """The few numbers that a recipe's table shows; the error is that of held-out frames."""
-    return {
+def write_report(
+    folder: Path, quantizer: CodebookQuantizer, train: Evaluation, held_out: Evaluation
+) -> None:
+    """Writes the report of a trained quantiser into a folder.
+
+    That is `report.md` with its pictures, and at last `summary.json`, the few numbers that a
+    recipe's table shows.
+
+    Args:
+        folder: Made if missing.
+        quantizer: What was trained.
+        train: On (some of) the frames that it was trained on.
+        held_out: On frames that it has not seen.
+    """
+    found = {"train": train, "held out": held_out}
+    blocks = ["# Quantiser", f"```\n{describe(quantizer)}\n```"]
+    blocks += evaluation_blocks(quantizer, found, folder)
+    write_markdown(folder / "report.md", [*blocks, f"## How to read this\n\n{HOW_TO_READ}"])
+    summary = {
         "id": quantizer.id,
         "num_codebooks": quantizer.num_codebooks,
         "codebook_size": quantizer.codebook_size,
@@ -152,23 +107,10 @@ def _summary(
         "usage_entropy": min(train.entropies),
         "unused_codes": sum(train.num_unused),
     }
+    write_json(folder / "summary.json", summary)
 
 
-def _blocks(quantizer: FrameQuantizer, train: Evaluation, held_out: Evaluation) -> list[str]:
-    found = {"train": train, "held out": held_out}
-    unusual = "\n".join(f"- {remark}" for remark in remarks(train, held_out))
-    return [
-        "# Quantiser",
-        f"```\n{describe(quantizer)}\n```",
-        _error_table(quantizer, found),
-        f"## What stands out\n\n{unusual or 'Nothing.'}",
-        "## Codebooks",
-        _codebook_table(found),
-        _pair_table(held_out),
-    ]
-
-
-def _error_table(quantizer: FrameQuantizer, found: dict[str, Evaluation]) -> str:
+def _error_table(quantizer: CodebookQuantizer, found: Mapping[str, Evaluation]) -> str:
     rows = [
         (
             name,
@@ -176,28 +118,24 @@ def _error_table(quantizer: FrameQuantizer, found: dict[str, Evaluation]) -> str
             f"{part.relative_error:.4f}",
             "" if part.first_guess_error is None else f"{part.first_guess_error:.4f}",
             _rate(quantizer, part.used_bits),
+            f"{min(part.entropies):.3f}",
+            f"{sum(part.num_unused):,} of {part.usage.numel():,}",
         )
         for name, part in found.items()
     ]
     header = ("frames", "count", "relative error", "first guess", "bits used per frame")
-    return markdown_table(header, rows, "lrrrr")
+    return markdown_table((*header, "least entropy / log K", "unused codes"), rows, "lrrrrrr")
 
 
-def _codebook_table(found: dict[str, Evaluation]) -> str:
+def _codebook_table(found: Mapping[str, Evaluation]) -> str:
     """A row for each codebook; entropies and unused codes of the first set of frames."""
     first = next(iter(found.values()))
+    columns = [map(str, range(len(first.entropies))), (f"{one:.3f}" for one in first.entropies)]
+    columns += [map(str, first.num_unused)]
+    columns += [(f"{one:.4f}" for one in part.errors_without) for part in found.values()]
     header = ["codebook", "entropy / log K", "unused codes"]
-    header += [f"error without it {name and f'({name})'}".strip() for name in found]
-    rows = [
-        (
-            str(index),
-            f"{entropy:.3f}",
-            str(first.num_unused[index]),
-            *(f"{part.errors_without[index]:.4f}" for part in found.values()),
-        )
-        for index, entropy in enumerate(first.entropies)
-    ]
-    return markdown_table(header, rows, "r" * len(header))
+    header += [f"error without it ({name})" for name in found]
+    return markdown_table(header, list(zip(*columns, strict=True)), "r" * len(header))
 
 
 def _pair_table(found: Evaluation) -> str:
@@ -206,40 +144,10 @@ def _pair_table(found: Evaluation) -> str:
     return markdown_table(("most correlated codebooks", "correlation"), rows, "lr") if rows else ""
 
 
-def _search_blocks(points: list[SearchPoint], num_frames: int) -> list[str]:
-    return [
-        "# Search: error against speed",
-        f"`encode` of {num_frames:,} held-out frames, timed once on the machine that made the "
-        "report:\nspeeds differ from machine to machine and run to run, errors do not. Extraction "
-        f"uses {NUM_PASSES} passes with\na beam of {BEAM_WIDTH}. 0 passes are the first guess.",
-        _search_table(points),
-    ]
-
-
-def _search_table(points: list[SearchPoint]) -> str:
-    rows = [
-        (
-            str(point.num_passes),
-            str(point.beam_width) if point.num_passes else "",
-            f"{point.relative_error:.4f}",
-            f"{point.frames_per_s:,.0f}",
-        )
-        for point in points
-    ]
-    return markdown_table(("passes", "beam width", "relative error", "frames/s"), rows, "rrrr")
-
-
-def _rate(quantizer: FrameQuantizer, bits: float) -> str:
+def _rate(quantizer: CodebookQuantizer, bits: float) -> str:
     """Returns bits a frame, and a second where the teacher's frame rate is known."""
-    rate = frame_rate_hz(quantizer)
-    per_second = "" if rate is None else f" ({_tenths(bits * rate)} bits/s)"
-    return _tenths(bits) + per_second
-
-
-def _tenths(value: float) -> str:
-    return f"{round(value, 1):.10g}"
-
-
-def _aligned(rows: dict[str, str]) -> str:
-    width = max(len(key) for key in rows)
-    return "\n".join(f"{key.ljust(width)}  {value}" for key, value in rows.items())
+    rate = quantizer.teacher().get("frame_rate_hz")
+    text = f"{round(bits, 1):.10g}"
+    if not isinstance(rate, (int, float)):
+        return text
+    return f"{text} ({round(bits * rate, 1):.10g} bits/s)"

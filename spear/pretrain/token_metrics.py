@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from spear.mvq.usage import count_codes, entropies, normalized_entropies
 from spear.pretrain.chunked_loss import TokenLoss
 from spear.training import Metric
 
@@ -41,7 +42,7 @@ class UnigramBaseline(nn.Module):
         if not counts.any():
             return
         self.frequent.copy_(counts.argmax(dim=1))
-        self.entropy.copy_(count_entropy(counts))
+        self.entropy.copy_(entropies(counts))
 
 
 def token_metrics(
@@ -87,8 +88,7 @@ def token_metrics(
     has_frames = torch.full((), float(num_frames > 0), device=tokens.device)
     metrics |= _averaged("unigram_entropy(nats)", baseline.entropy * has_frames, has_frames)
     for name, values in (("predicted", loss.predictions), ("target", tokens)):
-        entropy = count_entropy(token_counts(values, baseline.codebook_size))
-        usage = entropy / math.log(baseline.codebook_size)
+        usage = normalized_entropies(count_codes(values, baseline.codebook_size)).float()
         metrics |= _averaged(f"{name}_usage", usage, has_frames)
     return metrics
 
@@ -103,24 +103,11 @@ def usage_metrics(loss: TokenLoss, tokens: Tensor, codebook_size: int) -> dict[s
     """
     num_frames = torch.full((), float(len(tokens)), device=tokens.device)
     return {
-        "predicted_tokens": Metric(token_counts(loss.predictions, codebook_size), num_frames),
-        "target_tokens": Metric(token_counts(tokens, codebook_size), num_frames),
+        "predicted_tokens": Metric(
+            count_codes(loss.predictions, codebook_size).float(), num_frames
+        ),
+        "target_tokens": Metric(count_codes(tokens, codebook_size).float(), num_frames),
     }
-
-
-def token_counts(tokens: Tensor, codebook_size: int) -> Tensor:
-    """Returns how often each of K tokens occurs in (F, N) tokens below K: (N, K) float32."""
-    num_codebooks = tokens.size(1)
-    counts = torch.zeros(num_codebooks, codebook_size, device=tokens.device)
-    ones = torch.ones((), device=tokens.device).expand(num_codebooks, len(tokens))
-    return counts.scatter_add_(1, tokens.T.long(), ones)
-
-
-def count_entropy(counts: Tensor) -> Tensor:
-    """Returns the entropies (N,) in nats of the frequencies that counts (N, K) give; 0 for none."""
-    counts = counts.float()
-    shares = counts / counts.sum(dim=1, keepdim=True).clamp_min(1.0)
-    return -torch.special.xlogy(shares, shares).sum(dim=1)
 
 
 def _averaged(name: str, totals: Tensor, count: Tensor) -> dict[str, Metric]:

@@ -10,7 +10,8 @@ import torch
 from spear.errors import ConfigError, DataError
 from spear.mvq import Quantizer, TrainingBudget, describe
 from spear.mvq.command import TrainQuantizerConfig, run, split_rows
-from spear.mvq.report import bits_per_frame, evaluate
+from spear.mvq.evaluation import evaluate
+from spear.mvq.report import bits_per_frame
 from tests.mvq.mvq_frames import correlated_frames, random_centers, relative_error
 
 TEACHER = {

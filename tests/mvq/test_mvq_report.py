@@ -10,11 +10,10 @@ from torch import Tensor
 
 from spear.cli import main
 from spear.mvq import Quantizer, train_baseline
-from spear.mvq.evaluation import Evaluation, evaluate, sweep_search
+from spear.mvq.evaluation import Evaluation, evaluate
+from spear.mvq.interpretation import find_unusual
 from spear.mvq.pictures import draw_codebooks, draw_usage, relative_usage
-from spear.mvq.quantizers.quantizer import BEAM_WIDTH, NUM_PASSES
-from spear.mvq.remarks import remarks
-from spear.mvq.report import describe, describe_evaluation, write_report
+from spear.mvq.report import describe, evaluation_blocks, write_report
 from tests.mvq.mvq_frames import correlated_frames, random_centers, relative_error
 
 TEACHER = {"name": "logmel", "frame_rate_hz": 25.0, "dim": 8, "weights_sha256": "ab"}
@@ -22,23 +21,6 @@ HISTORY = [
     {"iteration": 0, "relative_error": 0.5, "least_entropy": 0.8, "num_dead": 9},
     {"iteration": 1, "relative_error": 0.4, "least_entropy": 0.9, "num_dead": 0},
 ]
-
-
-class NearestCenter:
-    """A quantiser with nothing but the interface: one codebook, no search, no normalisation."""
-
-    num_codebooks, id = 1, "0123456789abcdef"
-
-    def __init__(self, centers: Tensor) -> None:
-        self.centers = centers
-        self.codebook_size, self.dim = centers.shape
-        self.metadata: dict[str, str] = {"method": "kmeans"}
-
-    def encode(self, x: Tensor) -> Tensor:
-        return torch.cdist(x, self.centers).argmin(dim=1, keepdim=True).to(torch.int16)
-
-    def decode(self, codes: Tensor) -> Tensor:
-        return self.centers[codes[:, 0]]
 
 
 @pytest.fixture(scope="module")
@@ -95,32 +77,6 @@ def test_guess_and_errors_are_the_naive_ones(
     assert found.used_bits == pytest.approx(sum(found.entropies) * 3)
 
 
-def test_sweep_goes_from_the_first_guess_to_more_than_the_default(
-    quantizer: Quantizer, frames: Tensor, found: Evaluation
-) -> None:
-    points = sweep_search(quantizer, found.sample)
-    assert points[0].num_passes == 0
-    assert points[0].relative_error == pytest.approx(found.first_guess_error or 0, rel=1e-5)
-    default = [p for p in points if (p.num_passes, p.beam_width) == (NUM_PASSES, BEAM_WIDTH)]
-    assert default[0].relative_error == pytest.approx(found.relative_error, rel=1e-5)
-    assert all(point.frames_per_s > 0 for point in points)
-
-
-def test_a_quantiser_of_another_kind_is_reported_on(tmp_path: Path, frames: Tensor) -> None:
-    centers = frames[:20].clone()
-    other = NearestCenter(centers)
-    result = evaluate(other, frames)
-    nearest = torch.cdist(frames, centers).min(dim=1).values.square().sum()
-    spread = (frames - frames.mean(dim=0)).square().sum()
-    assert result.relative_error == pytest.approx(float(nearest / spread), rel=1e-4)
-    assert result.first_guess_error is None
-    write_report(tmp_path, other, result, result)
-    report = (tmp_path / "report.md").read_text()
-    assert "kmeans" in report
-    assert "search.md" not in report
-    assert not (tmp_path / "search.md").exists()
-
-
 @pytest.mark.parametrize("kind", ["kmeans", "residual", "random-projection"])
 def test_baselines_are_reported_on(
     tmp_path: Path, frames: Tensor, kind: str, capsys: pytest.CaptureFixture[str]
@@ -133,7 +89,6 @@ def test_baselines_are_reported_on(
     assert result.first_guess_error is None
     write_report(tmp_path, baseline, result, result)
     assert kind in (tmp_path / "report.md").read_text()
-    assert not (tmp_path / "search.md").exists()
     baseline.save(tmp_path / "q.safetensors")
     assert main(["info", "quantizer", str(tmp_path / "q.safetensors")]) == 0
     assert kind in capsys.readouterr().out
@@ -144,13 +99,10 @@ def test_report_says_what_it_should(
 ) -> None:
     write_report(tmp_path, quantizer, found, found)
     report = (tmp_path / "report.md").read_text()
-    for expected in ("12 (300 bits/s)", "How to read this", "What stands out", "[search.md]"):
+    for expected in ("12 (300 bits/s)", "How to read this", "What stands out"):
         assert expected in report
-    speeds = (tmp_path / "search.md").read_text()
-    assert f"| {NUM_PASSES} | {BEAM_WIDTH} |" in speeds
-    before = report
     write_report(tmp_path, quantizer, found, found)
-    assert (tmp_path / "report.md").read_text() == before  # times are kept out of it
+    assert (tmp_path / "report.md").read_text() == report
 
 
 @pytest.mark.usefixtures("pictures")
@@ -209,9 +161,9 @@ def evaluation(**changes: object) -> Evaluation:
     return Evaluation(**{**values, **changes})  # type: ignore[arg-type]
 
 
-def test_remarks_name_what_is_unusual_and_nothing_else() -> None:
+def test_the_report_names_what_is_unusual_and_nothing_else() -> None:
     usual = evaluation()
-    assert remarks(usual, usual) == []
+    assert find_unusual(usual, usual) == []
     tied = torch.eye(3, dtype=torch.float64)
     tied[2, 1] = tied[1, 2] = -0.6
     unused = torch.ones(3, 8, dtype=torch.long)
@@ -226,12 +178,12 @@ def test_remarks_name_what_is_unusual_and_nothing_else() -> None:
         "on 70 frames only, 8.8 for every code": (evaluation(num_frames=70), usual),
     }
     for expected, (train, held_out) in cases.items():
-        assert any(expected in remark for remark in remarks(train, held_out)), expected
+        assert any(expected in found for found in find_unusual(train, held_out)), expected
 
 
 def test_descriptions_of_what_frames_say(quantizer: Quantizer, found: Evaluation) -> None:
-    text = describe_evaluation(quantizer, found)
-    for expected in (f"{found.relative_error:.4f}", "unused codes", "frames/s", "bits/s)"):
+    text = "\n".join(evaluation_blocks(quantizer, {"frames": found}))
+    for expected in (f"{found.relative_error:.4f}", "unused codes", "bits/s)"):
         assert expected in text
     assert "25.0" in describe(quantizer)
 

@@ -5,11 +5,10 @@ import math
 import pytest
 import torch
 
+from spear.mvq.usage import count_codes, entropies
 from spear.pretrain.chunked_loss import TokenLoss
 from spear.pretrain.token_metrics import (
     UnigramBaseline,
-    count_entropy,
-    token_counts,
     token_metrics,
     usage_metrics,
 )
@@ -76,8 +75,8 @@ def test_usage_is_the_entropy_of_the_tokens_of_a_batch():
 
 def test_usage_is_one_for_uniform_and_zero_for_constant_tokens():
     uniform = torch.arange(256).repeat(3).unsqueeze(1).expand(-1, 5)
-    assert count_entropy(token_counts(uniform, 256)).tolist() == pytest.approx([math.log(256)] * 5)
-    assert count_entropy(token_counts(torch.full((9, 2), 7), 256)).tolist() == [0.0, 0.0]
+    assert entropies(count_codes(uniform, 256)).tolist() == pytest.approx([math.log(256)] * 5)
+    assert entropies(count_codes(torch.full((9, 2), 7), 256)).tolist() == [0.0, 0.0]
 
 
 def test_shares_of_tokens_are_those_of_each_codebook():

@@ -17,6 +17,7 @@ from spear.audio.noise import NoiseSource, RecordedNoise, SyntheticNoise
 from spear.data.index.clip_index import ClipIndex, SourceConfig
 from spear.data.index.plan import BatchPlan
 from spear.errors import ConfigError, SpearError, TokenError
+from spear.mvq.usage import count_codes
 from spear.pretrain.augment import AugmentConfig, Augmenter
 from spear.pretrain.collate import Collator, PretrainBatch
 from spear.system.progress import get_logger
@@ -250,8 +251,7 @@ def token_counts(
     if len(numbers) > max_clips:
         rng = generator(seed, "token-counts")
         numbers = np.sort(rng.choice(numbers, max_clips, replace=False))
-    counts = np.zeros(num_codebooks * codebook_size, dtype=np.int64)
-    offsets = np.arange(num_codebooks) * codebook_size
+    counts = np.zeros((num_codebooks, codebook_size), dtype=np.int64)
     for number in numbers.tolist():
         tokens = index.tokens(number, teacher)
         if tokens.shape[1:] != (num_codebooks,) or tokens.max(initial=0) >= codebook_size:
@@ -260,5 +260,5 @@ def token_counts(
                 f"up to {tokens.max(initial=0)}, expected {num_codebooks} codebooks of "
                 f"{codebook_size}"
             )
-        counts += np.bincount((tokens + offsets).ravel(), minlength=len(counts))
-    return counts.reshape(num_codebooks, codebook_size)
+        counts += count_codes(torch.from_numpy(tokens), codebook_size).numpy()
+    return counts

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from spear.audio.io import SAMPLE_RATE_HZ, decode_audio
 from spear.data.formats.shards import CutInfo, cuts_name, id_hash, read_cuts, recording_name
@@ -28,6 +29,7 @@ from spear.data.formats.tokens import (
 )
 from spear.data.verify.findings import Count, ShardFindings
 from spear.errors import DataError, SpearError, TokenError
+from spear.mvq.usage import count_codes
 from spear.system.files import sha256_of
 
 MAX_FRAME_DIFFERENCE = 2
@@ -261,12 +263,8 @@ def check_tokens(tokens: Tokens, duration_s: float, sidecar: TokenSidecar) -> li
 
 
 def _add_usage(count: Count, tokens: Tokens, codebook_size: int) -> None:
-    num_codebooks = tokens.shape[1]
-    if count.usage is None:
-        count.usage = np.zeros((num_codebooks, codebook_size), dtype=np.int64)
-    flat = tokens.astype(np.int64) + codebook_size * np.arange(num_codebooks)
-    counts = np.bincount(flat.ravel(), minlength=count.usage.size)
-    count.usage += counts.reshape(count.usage.shape)
+    counts = count_codes(torch.from_numpy(tokens), codebook_size).numpy()
+    count.usage = counts if count.usage is None else count.usage + counts
 
 
 def _is_constant(tokens: Tokens) -> bool:

@@ -5,11 +5,15 @@ together say anything. Every function takes what the shards' findings hold of it
 problems in words; none holds more than eight bytes of a cut.
 """
 
+import math
 from collections.abc import Collection, Iterator
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from spear.mvq.usage import entropies
 
 MIN_COUNTED_FRAMES = 1000
 """From how many frames on the entropy of a folder's tokens says something."""
@@ -32,12 +36,10 @@ def check_usage(usage: NDArray[np.int64] | None, min_entropy: float) -> list[str
     """
     if usage is None or (num_frames := int(usage[0].sum())) < MIN_COUNTED_FRAMES:
         return []
-    shares = usage / num_frames
-    logs = np.log(shares, where=shares > 0, out=np.zeros_like(shares))
-    entropies = np.abs((shares * logs).sum(axis=1)) / np.log(min(usage.shape[1], num_frames))
+    shares = entropies(torch.from_numpy(usage)) / math.log(min(usage.shape[1], num_frames))
     low = [
         f"{number} ({value:.2f})"
-        for number, value in enumerate(entropies.tolist())
+        for number, value in enumerate(shares.tolist())
         if value < min_entropy
     ]
     return [f"entropy below {min_entropy:g} in codebook {', '.join(low)}"] if low else []

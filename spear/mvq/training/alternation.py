@@ -23,7 +23,8 @@ from spear.mvq.search.products import ProductTable
 from spear.mvq.training.budget import TrainingBudget
 from spear.mvq.training.frames import NormalizedFrames
 from spear.mvq.training.initialisation import initial_centers
-from spear.mvq.training.statistics import CodeStatistics, normalized_entropies
+from spear.mvq.training.statistics import CodeStatistics
+from spear.mvq.usage import normalized_entropies
 from spear.system.distributed import Ranks
 
 _BLOCK_FRAMES = 1024

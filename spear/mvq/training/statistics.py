@@ -174,22 +174,3 @@ class CodeStatistics:
             weights[codebook] = torch.cholesky_solve(mean.t(), factor).t()
             biases[codebook] = share.log() - (weights[codebook] * mean).sum(dim=1) / 2
         return weights.view(-1, self.dim).float(), biases.view(-1).float()
-
-
-def normalized_entropies(usage: Tensor) -> Tensor:
-    """Returns (N,): the entropy of each codebook's usage (N, K), divided by log K.
-
-    1 means that all codes are chosen equally often.
-    """
-    shares = usage.double() / usage.double().sum(dim=1, keepdim=True).clamp(min=1)
-    entropy = -torch.special.xlogy(shares, shares).sum(dim=1)
-    return entropy / torch.log(torch.tensor(float(usage.shape[1]), dtype=torch.float64))
-
-
-def count_codes(codes: Tensor, codebook_size: int) -> Tensor:
-    """Returns (N, K) int64: how often each code occurs in codes (F, N)."""
-    num_codebooks = codes.shape[1]
-    first_rows = torch.arange(num_codebooks, device=codes.device) * codebook_size
-    rows = (codes.long() + first_rows).view(-1)
-    counts = torch.bincount(rows, minlength=num_codebooks * codebook_size)
-    return counts.view(num_codebooks, codebook_size)

@@ -23,9 +23,10 @@ from spear.mvq import (
     load_quantizer,
     train_baseline,
 )
+from spear.mvq.evaluation import evaluate
 from spear.mvq.quantizers.kmeans import NearestCenter, lloyd
 from spear.mvq.quantizers.random_projection import random_projections
-from spear.mvq.report import evaluate, write_report
+from spear.mvq.report import write_report
 from spear.mvq.training.baselines import fit_decoding
 from tests.mvq.mvq_frames import correlated_frames, random_centers, relative_error
 

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spear.mvq.training.statistics import CodeStatistics, count_codes, normalized_entropies
+from spear.mvq.training.statistics import CodeStatistics
+from spear.mvq.usage import count_codes, normalized_entropies
 from tests.mvq.mvq_frames import correlated_frames, random_centers
 
 N, K, D, FRAMES = 3, 4, 6, 500

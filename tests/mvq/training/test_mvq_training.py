@@ -9,8 +9,8 @@ from torch import Tensor
 
 from spear.errors import ConfigError, DataError
 from spear.mvq import Quantizer, TrainingBudget, train_quantizer
+from spear.mvq.evaluation import evaluate
 from spear.mvq.quantizers.kmeans import lloyd
-from spear.mvq.report import evaluate
 from spear.mvq.training.initialisation import balanced_bases, equalizing_rotation, initial_centers
 from tests.mvq.mvq_frames import correlated_frames, relative_error
 
