@@ -1,18 +1,18 @@
 """`spear COMMAND`: one command per stage, each a thin call into the package.
 
-The table below is the whole command line: a command's configuration class says which options it
-has, its function does the work. Modules are imported when their command runs, so `spear --help`
-is quick and optional packages stay optional.
+The table below is the whole command line: a command is the function `run` of a module, and the
+class of its `config` says which options there are. Modules are imported when their command runs, so
+`spear --help` is quick and optional packages stay optional.
 """
 
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, get_type_hints
 
 from spear import __version__
-from spear.cli_words import split_words
 from spear.config import parse_config
 from spear.errors import SpearError
 from spear.system.ledger import recording
@@ -21,6 +21,7 @@ from spear.system.progress import setup_logging
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
+_WITHOUT_VALUE = ("--help", "--print_config")
 
 
 @dataclass(frozen=True)
@@ -33,141 +34,93 @@ class Command:
     """
 
     module: str
-    config: str
     summary: str
     positional: tuple[str, ...] = ()
     listed: str | None = None
     ledger: str = ""
 
+    def load(self) -> tuple[Callable[[Any], None], type[Any]]:
+        """Imports the module; returns its function and the class of what that takes."""
+        run = importlib.import_module(self.module).run
+        return run, get_type_hints(run)["config"]
+
 
 COMMANDS = {
     "unpack": Command(
         "spear.data.corpus.unpack",
-        "UnpackConfig",
         "archives -> folders of recordings",
         listed="archives",
         ledger="output_dir",
     ),
     "prepare": Command(
-        "spear.data.corpus.prepare",
-        "PrepareConfig",
-        "folder of recordings -> cuts",
-        ledger="output_dir",
+        "spear.data.corpus.prepare", "folder of recordings -> cuts", ledger="output_dir"
     ),
     "shard": Command(
-        "spear.data.corpus.shard",
-        "ShardConfig",
-        "cuts -> shards of 16 kHz audio",
-        ledger="output_dir",
+        "spear.data.corpus.shard", "cuts -> shards of 16 kHz audio", ledger="output_dir"
     ),
-    "embed": Command(
-        "spear.data.tokens.embed", "EmbedConfig", "sample of a teacher's frames", ledger="output/.."
-    ),
+    "embed": Command("spear.data.tokens.embed", "sample of a teacher's frames", ledger="output/.."),
     "train-quantizer": Command(
-        "spear.mvq.command",
-        "TrainQuantizerConfig",
-        "sample of frames -> MVQ quantiser",
-        ledger="output/..",
+        "spear.mvq.command", "sample of frames -> MVQ quantiser", ledger="output/.."
     ),
     "extract-tokens": Command(
-        "spear.data.tokens.extract", "ExtractConfig", "shards -> teachers' tokens", ledger="shards"
+        "spear.data.tokens.extract", "shards -> teachers' tokens", ledger="shards"
     ),
-    "verify": Command(
-        "spear.data.verify.command", "VerifyConfig", "checks shards and tokens", ledger="shards"
-    ),
+    "verify": Command("spear.data.verify.command", "checks shards and tokens", ledger="shards"),
     "index": Command(
         "spear.data.index.command",
-        "IndexConfig",
         "shard folders -> where every clip lies",
         listed="shards",
         ledger="shards",
     ),
     "bench": Command(
-        "spear.pretrain.bench",
-        "BenchConfig",
-        "data: how fast a run's data are read",
-        positional=("what",),
+        "spear.pretrain.bench", "data: how fast a run's data are read", positional=("what",)
     ),
     "pretrain": Command(
-        "spear.pretrain.command",
-        "PretrainConfig",
-        "shards + tokens -> student",
-        ledger="train.output_dir",
+        "spear.pretrain.command", "shards + tokens -> student", ledger="train.output_dir"
     ),
-    "export": Command(
-        "spear.hub.export", "ExportConfig", "run folder -> model folder", ledger="run_dir"
-    ),
+    "export": Command("spear.hub.export", "run folder -> model folder", ledger="run_dir"),
     "export-onnx": Command(
         "spear.hub.onnx.export",
-        "ExportOnnxConfig",
         "model folder or recogniser's run -> ONNX files",
         ledger="output_dir/..",
     ),
     "import-icefall": Command(
-        "spear.hub.icefall.command",
-        "ImportIcefallConfig",
-        "icefall checkpoint -> model folder",
-        ledger="output_dir/..",
+        "spear.hub.icefall.command", "icefall checkpoint -> model folder", ledger="output_dir/.."
     ),
     "finetune-asr": Command(
-        "spear.asr.train.finetune",
-        "FinetuneAsrConfig",
-        "model -> speech recogniser",
-        ledger="train.output_dir",
+        "spear.asr.train.finetune", "model -> speech recogniser", ledger="train.output_dir"
     ),
     "decode": Command(
-        "spear.asr.apply.decode",
-        "DecodeConfig",
-        "recogniser -> text, word error rate",
-        ledger="run_dir",
+        "spear.asr.apply.decode", "recogniser -> text, word error rate", ledger="run_dir"
     ),
     "finetune-tagging": Command(
-        "spear.tagging.finetune",
-        "FinetuneTaggingConfig",
-        "model -> tagger of sounds",
-        ledger="train.output_dir",
+        "spear.tagging.finetune", "model -> tagger of sounds", ledger="train.output_dir"
     ),
     "evaluate-tagging": Command(
-        "spear.tagging.evaluate",
-        "EvaluateTaggingConfig",
-        "tagger -> mAP, a table of classes",
-        ledger="run_dir",
+        "spear.tagging.evaluate", "tagger -> mAP, a table of classes", ledger="run_dir"
     ),
     "tag": Command(
-        "spear.tagging.tag",
-        "TagConfig",
-        "recordings -> their most probable classes",
-        listed="files",
+        "spear.tagging.tag", "recordings -> their most probable classes", listed="files"
     ),
     "transcribe": Command(
         "spear.asr.apply.transcribe_files",
-        "TranscribeConfig",
         "recordings -> text, JSON, subtitles",
         listed="files",
         ledger="out",
     ),
     "report": Command(
-        "spear.report.command",
-        "ReportConfig",
-        "run or exp folders -> one HTML page",
-        listed="folders",
+        "spear.report.command", "run or exp folders -> one HTML page", listed="folders"
     ),
     "embed-files": Command(
-        "spear.hub.embed_files",
-        "EmbedFilesConfig",
-        "recordings -> features",
-        listed="files",
-        ledger="out",
+        "spear.hub.embed_files", "recordings -> features", listed="files", ledger="out"
     ),
     "view": Command(
         "spear.view.command",
-        "ViewConfig",
         "recording -> pictures of what a model makes of it",
         positional=("file",),
     ),
     "info": Command(
         "spear.hub.info",
-        "InfoConfig",
         "quantizer FILE | model FOLDER | tokens FILE: what it is",
         positional=("kind", "path"),
     ),
@@ -204,16 +157,51 @@ def _run(name: str, options: list[str]) -> int:
     if name not in COMMANDS:
         raise SpearError(f"unknown command {name!r}; known: {', '.join(COMMANDS)}")
     command = COMMANDS[name]
-    module = importlib.import_module(command.module)
+    run, config_class = command.load()
     options, plain = split_words(options) if command.listed else (options, [])
     words = _name_positionals(options, command.positional)
-    config = parse_config(getattr(module, command.config), words, prog=f"spear {name}")
+    config = parse_config(config_class, words, prog=f"spear {name}")
     if command.listed:
         getattr(config, command.listed).extend(plain)
     with recording(name, config, command.ledger):
-        module.run(config)
+        run(config)
     sys.stdout.flush()  # a reader that has gone is noticed here, not while Python ends
     return 0
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Parts a command's options from the plain words between them, as in `--model M *.wav --out D`.
+
+    Every option of ours has one value, so what follows an option is its value and every other word
+    is a file. The words do not go through the parser of options, which would read some names of
+    files as YAML.
+
+    Args:
+        words: What follows the command's name; after `--` everything is a plain word.
+
+    Returns:
+        The options with their values, and the plain words, each in their order.
+    """
+    options: list[str] = []
+    plain: list[str] = []
+    has_value = False  # whether the last option's value is still to come
+    for position, word in enumerate(words):
+        if word == "--":
+            return options, plain + list(words[position + 1 :])
+        if word.startswith("--") or word == "-h":
+            options.append(word)
+            has_value = _takes_next(word)
+        elif has_value:
+            options.append(word)
+            has_value = False
+        else:
+            plain.append(word)
+    return options, plain
+
+
+def _takes_next(option: str) -> bool:
+    alone = option == "-h" or option.startswith(_WITHOUT_VALUE) or option.endswith(".help")
+    return not alone and "=" not in option
 
 
 def _name_positionals(words: list[str], fields: tuple[str, ...]) -> list[str]:

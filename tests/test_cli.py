@@ -1,6 +1,5 @@
 """The command line: every command has help, and a user's error is one line and status 2."""
 
-import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -25,8 +24,7 @@ def test_every_command_lists_its_fields(name: str, capsys: pytest.CaptureFixture
 def test_the_ledgers_folder_is_a_field_of_the_command(name: str) -> None:
     command = COMMANDS[name]
     fields = command.ledger.partition("/")[0].split(".")
-    config: Any = getattr(importlib.import_module(command.module), command.config)
-    hints = get_type_hints(config)
+    hints: dict[str, Any] = get_type_hints(command.load()[1])
     for field in fields[:-1]:
         hints = get_type_hints(hints[field])
     assert hints[fields[-1]] in (str, list[str], Path, str | None)

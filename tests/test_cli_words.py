@@ -2,7 +2,7 @@
 
 import pytest
 
-from spear.cli_words import split_words
+from spear.cli import split_words
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """What recipes ship: configurations that load, scripts that explain themselves and refuse typos."""
 
 import dataclasses
-import importlib
 import itertools
 import shutil
 import subprocess
@@ -33,8 +32,7 @@ def command_of(path: Path) -> str:
 
 
 def config_class(path: Path) -> type:
-    command = COMMANDS[command_of(path)]
-    return getattr(importlib.import_module(command.module), command.config)
+    return COMMANDS[command_of(path)].load()[1]
 
 
 def required_options(kind: type) -> list[str]:
