@@ -5,7 +5,8 @@ beside it. A stage calls it just before the record that marks it as finished, so
 stage has its report; all are functions of the data alone, so that any run or job writes the same.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ MAX_COUNTED_SHARDS = 100
 """Shards, spread evenly over the folder, whose tokens are read back to count codes."""
 _MAX_NAMED = 5
 _ROWS_AT_ONCE = 8192
+_DURATION_AXES = ("duration of a cut (s)", "cuts")
 _LENGTHS = ("shortest (s)", "median (s)", "longest (s)")
 
 
@@ -64,10 +66,7 @@ def write_prepare_report(
         markdown_table(header, rows, "lrrrrrrr"),
         *_describe_bad(bad, f"of {num_recordings:,} recordings"),
     ]
-    picture = path.with_suffix(".png")
-    if draw_histograms(picture, durations, "duration of a cut (s)", "cuts"):
-        blocks.append(embed_picture(picture, "durations by split"))
-    write_markdown(path, blocks)
+    _write(path, blocks, "durations by split", draw_histograms, durations, *_DURATION_AXES)
 
 
 def write_shard_report(
@@ -103,10 +102,8 @@ def write_shard_report(
         markdown_table(("", ""), facts, "lr"),
         *_describe_bad(bad, "clips and cuts"),
     ]
-    picture = folder / "report.png"
-    if draw_histograms(picture, {source: durations}, "duration of a cut (s)", "cuts"):
-        blocks.append(embed_picture(picture, "durations"))
-    write_markdown(folder / "report.md", blocks)
+    path, groups = folder / "report.md", {source: durations}
+    _write(path, blocks, "durations", draw_histograms, groups, *_DURATION_AXES)
 
 
 def write_frames_report(path: Path, frames: np.ndarray, record: Mapping[str, Any]) -> None:
@@ -129,10 +126,8 @@ def write_frames_report(path: Path, frames: np.ndarray, record: Mapping[str, Any
         markdown_table(("", ""), facts),
         markdown_table(("over channels", "least", "median", "most"), spread, "lrrr"),
     ]
-    picture = path.with_suffix(".png")
-    if _draw_channels(picture, means, stds):
-        blocks.append(embed_picture(picture, "mean and standard deviation of every channel"))
-    write_markdown(path, blocks)
+    caption = "mean and standard deviation of every channel"
+    _write(path, blocks, caption, _draw_channels, means, stds)
 
 
 _FRAME_FACTS = {"clips": "num_clips", "frames": "num_frames", "channels": "dim", "seed": "seed"}
@@ -175,17 +170,25 @@ def write_token_report(path: Path, folder: ShardFolder, sidecar: TokenSidecar) -
         (str(number), f"{entropy:.3f}", str(count))
         for number, (entropy, count) in enumerate(zip(entropies, unused, strict=True))
     ]
+    codebooks = f"{sidecar.num_codebooks} of {sidecar.codebook_size} codes"
+    facts = [
+        ("layer", _shown(sidecar.layer)),
+        ("frames per second", f"{sidecar.frame_rate_hz:g}"),
+        ("quantiser", f"{sidecar.quantizer_id}: {codebooks}"),
+        ("shards", f"{folder.num_shards:,}"),
+        ("cuts", f"{sum(one.num_cuts for one in sidecar.shards.values()):,}"),
+        ("frames", f"{sum(one.num_frames for one in sidecar.shards.values()):,}"),
+        ("hours", _hours(folder.duration_s)),
+    ]
     blocks = [
         f"# Tokens of {sidecar.teacher}",
-        markdown_table(("", ""), _token_facts(folder, sidecar)),
+        markdown_table(("", ""), facts),
         f"Codes counted in {num_counted:,} of {folder.num_shards:,} shards. Entropy 1: all "
         f"{sidecar.codebook_size} codes of a codebook are used equally often.",
         markdown_table(("codebook", "normalised entropy", "unused codes"), rows, "rrr"),
     ]
-    picture = path.with_suffix(".png")
-    if _draw_usage(picture, sidecar, entropies, unused):
-        blocks.append(embed_picture(picture, "entropy and unused codes of every codebook"))
-    write_markdown(path, blocks)
+    caption = "entropy and unused codes of every codebook"
+    _write(path, blocks, caption, _draw_usage, sidecar, entropies, unused)
 
 
 def count_usage(folder: ShardFolder, sidecar: TokenSidecar) -> tuple[Tensor, int]:
@@ -212,18 +215,31 @@ def count_usage(folder: ShardFolder, sidecar: TokenSidecar) -> tuple[Tensor, int
     return usage, num_counted
 
 
+def _write(
+    path: Path, blocks: list[str], caption: str, draw: Callable[..., bool], *what: Any
+) -> None:
+    """Draws a picture of something, where it can be drawn, and writes the report that shows it."""
+    picture = path.with_suffix(".png")
+    shown = [embed_picture(picture, caption)] if draw(picture, *what) else []
+    write_markdown(path, blocks + shown)
+
+
 def _describe_cuts(cuts: Iterable[Cut]) -> tuple[np.ndarray, tuple[str, ...]]:
     """Returns durations (n,) in seconds, and as text: cuts, hours, speakers, transcribed cuts."""
-    durations: list[float] = []
+    durations = array("d")
     speakers: set[str] = set()
     num_transcribed = 0
     for cut in cuts:
         durations.append(float(cut.duration))
         speakers.update(one.speaker for one in cut.supervisions if one.speaker is not None)
         num_transcribed += any(one.text is not None for one in cut.supervisions)
-    counts = (len(durations), len(speakers), num_transcribed)
-    num_cuts, num_speakers, transcribed = (f"{count:,}" for count in counts)
-    return np.array(durations), (num_cuts, _hours(sum(durations)), num_speakers, transcribed)
+    hours = _hours(sum(durations))
+    return np.array(durations), (
+        f"{len(durations):,}",
+        hours,
+        f"{len(speakers):,}",
+        f"{num_transcribed:,}",
+    )
 
 
 def _hours(seconds: float) -> str:
@@ -266,20 +282,6 @@ def _draw_channels(path: Path, means: np.ndarray, stds: np.ndarray) -> bool:
         axes.grid(alpha=0.3)
     save_figure(figure, path)
     return True
-
-
-def _token_facts(folder: ShardFolder, sidecar: TokenSidecar) -> list[tuple[str, str]]:
-    num_frames = sum(one.num_frames for one in sidecar.shards.values())
-    codebooks = f"{sidecar.num_codebooks} of {sidecar.codebook_size} codes"
-    return [
-        ("layer", _shown(sidecar.layer)),
-        ("frames per second", f"{sidecar.frame_rate_hz:g}"),
-        ("quantiser", f"{sidecar.quantizer_id}: {codebooks}"),
-        ("shards", f"{folder.num_shards:,}"),
-        ("cuts", f"{sum(one.num_cuts for one in sidecar.shards.values()):,}"),
-        ("frames", f"{num_frames:,}"),
-        ("hours", _hours(folder.duration_s)),
-    ]
 
 
 def _draw_usage(

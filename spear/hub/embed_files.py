@@ -57,7 +57,7 @@ class EmbedFilesConfig:
     max_bad_fraction: float = 0.01
     """Share of bad recordings (0 to 1) above which the command fails, after all others are done."""
     num_workers: int = 0
-    """Processes that read recordings; 0 does it in this process."""
+    """Threads that read recordings ahead; 0 reads each when it is its turn."""
     device: str = "auto"
     """Device of the encoder: auto, cpu, cuda, cuda:1, ..."""
 

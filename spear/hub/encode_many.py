@@ -3,7 +3,6 @@
 Each gets the features that it would get alone, to 1e-4 in float32.
 """
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -11,8 +10,8 @@ import torch
 from torch import Tensor
 
 from spear.audio import SAMPLE_RATE_HZ, num_fbank_frames
-from spear.data.index.packing import pack
-from spear.data.tokens.represent import pad_audio
+from spear.data.index.packing import pack_by_length
+from spear.data.tokens.batches import pad_audio
 from spear.encoders.encoder import SpearEncoder
 from spear.zipformer.modules.resampling import match_channels
 
@@ -71,10 +70,9 @@ def _batches(
 def _by_length(
     recordings: list[tuple[str, np.ndarray]], batch_s: float
 ) -> Iterator[list[tuple[str, np.ndarray]]]:
-    ordered = sorted(recordings, key=lambda one: len(one[1]))
-    durations = np.array([len(waveform) / SAMPLE_RATE_HZ for _, waveform in ordered])
-    for begin, end in itertools.pairwise(pack(durations, batch_s)):
-        yield ordered[begin:end]
+    durations = [len(waveform) / SAMPLE_RATE_HZ for _, waveform in recordings]
+    for group in pack_by_length(durations, batch_s):
+        yield [recordings[number] for number in group]
 
 
 @torch.no_grad()

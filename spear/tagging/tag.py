@@ -48,7 +48,7 @@ class TagConfig:
     weights: str = "averaged"
     """Which of the run's weights: "averaged", "averaged:SHARE", "last" or "average_last:K"."""
     num_workers: int = 0
-    """Processes that read recordings; 0 does it in this process."""
+    """Threads that read recordings ahead; 0 reads each when it is its turn."""
     device: str = "auto"
     """"auto" (CUDA where there is one), "cpu" or "cuda"."""
 

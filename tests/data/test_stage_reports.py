@@ -17,7 +17,7 @@ from spear.data.corpus.shard import ShardConfig
 from spear.data.formats.tokens import TokenSidecar, TokenTarWriter
 from spear.data.index.shard_folder import ShardFolder
 from spear.data.stage_reports import channel_statistics
-from spear.data.tokens import embed, extract
+from spear.data.tokens import embed, extract, finished
 from spear.data.tokens.embed import EmbedConfig
 from spear.data.tokens.extract import ExtractConfig
 from spear.errors import TokenError
@@ -318,7 +318,7 @@ def test_tokens_killed_at_the_end_are_reported_by_the_same_command(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(extract if where == "write_token_report" else TokenSidecar, where, die)
+        patch.setattr(finished if where == "write_token_report" else TokenSidecar, where, die)
         with pytest.raises(KeyboardInterrupt):
             extract.run(extract_config)
     assert folder.teachers() == []

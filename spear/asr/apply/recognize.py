@@ -1,6 +1,5 @@
 """Recordings in, transcripts out: reading, features and batches of like length around a search."""
 
-import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from spear.asr.apply.utterances import Recording, from_array
 from spear.asr.model import AsrModel, Transcript
 from spear.asr.search.search import Search, SearchConfig
 from spear.audio import Fbank
-from spear.data.index.packing import pack
+from spear.data.index.packing import pack_by_length
 from spear.errors import SpearError
 from spear.system.progress import progress
 
@@ -62,7 +61,7 @@ def recognize(
     Returns:
         The transcripts of every recording, the best first, in the order of the recordings.
     """
-    groups = group_by_duration([recording.duration_s for recording in recordings], batch_s)
+    groups = pack_by_length([recording.duration_s for recording in recordings], batch_s)
     loader = DataLoader(
         FeatureBatches(recordings, groups, search.model.config.feature_dim),
         batch_size=None,
@@ -81,20 +80,6 @@ def recognize(
         numbers, fbank, lens = batch
         found.update(zip(numbers, search(fbank.to(device), lens.to(device)), strict=True))
     return [found[number] for number in range(len(recordings))]
-
-
-def group_by_duration(durations: Sequence[float], max_duration_s: float) -> list[list[int]]:
-    """Groups all clips into batches of like duration, longest first.
-
-    Args:
-        durations: Seconds of each clip.
-        max_duration_s: Most seconds of a batch, padding included; a longer clip comes alone.
-    """
-    seconds = np.asarray(durations, dtype=np.float64)
-    order = np.argsort(seconds, kind="stable")
-    bounds = pack(seconds[order], max_duration_s)
-    groups = [order[begin:end].tolist() for begin, end in itertools.pairwise(bounds)]
-    return groups[::-1]
 
 
 class FeatureBatches(Dataset[Any]):

@@ -86,12 +86,7 @@ def run(config: PrepareConfig) -> None:
     _check_config(config)
     output = Path(config.output_dir)
     record_path = output / f".{config.corpus}_prepare.json"
-    source = Path(config.source_dir)
-    if printable(str(source.resolve())) != str(source.resolve()):
-        raise ConfigError(
-            f"source_dir {printable(str(source))}: its name is no plain UTF-8 text, rename it"
-        )
-    found = scan_recordings(source)
+    found = scan_recordings(Path(config.source_dir))
     files, num_found = found.files, len(found.files) + len(found.refused)
     settings = _settings(config, found)
     record = _read_record(record_path)

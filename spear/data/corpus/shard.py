@@ -79,16 +79,6 @@ class Window:
         return f"{self.cut['id']}{suffix}"
 
 
-@dataclass(frozen=True)
-class Survey:
-    """What a manifest comes to, before anything is decoded."""
-
-    num_windows: int
-    """Clips that it gives."""
-    too_short: list[str]
-    """Ids of cuts shorter than `min_duration_s`."""
-
-
 def run(config: ShardConfig) -> None:
     """Writes what is missing of a shard folder.
 
@@ -99,10 +89,10 @@ def run(config: ShardConfig) -> None:
     """
     _check_config(config)
     folder, manifest = Path(config.output_dir), Path(config.cuts)
-    survey = survey_manifest(manifest, config)
-    num_shards = math.ceil(survey.num_windows / config.shard_size)
+    num_windows, too_short = survey_manifest(manifest, config)
+    num_shards = math.ceil(num_windows / config.shard_size)
     if not num_shards:
-        raise DataError(f"{manifest}: no cuts to shard ({len(survey.too_short)} are too short)")
+        raise DataError(f"{manifest}: no cuts to shard ({len(too_short)} are too short)")
     settings = {
         "cuts_sha256": sha256_of(manifest),
         "shard_size": config.shard_size,
@@ -125,15 +115,18 @@ def run(config: ShardConfig) -> None:
         ledger.note(audio_hours=record["duration_s"] / 3600)
         records.save(number, record)
         done[number] = record
-    _report_bad(config, done, survey.too_short)
+    _report_bad(config, done, too_short)
     _write_report(config, done)
     _save_record(folder, settings, done, complete=True)
     ShardFolder(folder, config.num_jobs)  # its index: the stages that follow find it made
     records.clear()
 
 
-def survey_manifest(manifest: Path, config: ShardConfig) -> Survey:
+def survey_manifest(manifest: Path, config: ShardConfig) -> tuple[int, list[str]]:
     """Reads a manifest once, without keeping it.
+
+    Returns:
+        How many clips it gives, and the ids of cuts shorter than `min_duration_s`.
 
     Raises:
         DataError: It cannot be read, or a line is no cut with a domain.
@@ -150,7 +143,7 @@ def survey_manifest(manifest: Path, config: ShardConfig) -> Survey:
             num_long,
             config.max_duration_s,
         )
-    return Survey(num_windows, too_short)
+    return num_windows, too_short
 
 
 def iter_windows(manifest: Path, config: ShardConfig) -> Iterator[Window]:

@@ -1,4 +1,7 @@
-"""Clips in a row into batches: as many as fit, and as many batches as the ranks can share."""
+"""Clips into batches: as many as fit, and as many batches as the ranks can share."""
+
+import itertools
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +40,23 @@ def pack(durations: Floats, max_duration_s: float, growth_s: float = 0.0) -> Int
         bounds.append(bounds[-1] + max(num_fitting, 1))
         window = max(64, 2 * num_fitting)
     return np.asarray(bounds, dtype=np.int64)
+
+
+def pack_by_length(durations: Sequence[float], max_duration_s: float) -> list[list[int]]:
+    """Groups clips of like length into batches, each as large as fits.
+
+    Args:
+        durations: Seconds of each clip.
+        max_duration_s: Most seconds of a batch, padding included; a longer clip comes alone.
+
+    Returns:
+        Numbers of the clips, batch by batch. The longest come first, so that running out of memory
+        shows at once.
+    """
+    seconds = np.asarray(durations, dtype=np.float64)
+    order = np.argsort(-seconds, kind="stable")
+    bounds = pack(seconds[order], max_duration_s)
+    return [order[begin:end].tolist() for begin, end in itertools.pairwise(bounds)]
 
 
 def even_out(bounds: Ints, world_size: int) -> tuple[Ints, int]:

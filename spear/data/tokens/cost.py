@@ -1,32 +1,31 @@
-"""The dry run of `spear extract-tokens`: what is missing, and what it will cost.
+"""The dry run of `spear extract-tokens`: what is missing, and about what it will cost.
 
-Bytes follow from durations. The time is measured: the pipeline runs on a random sample of the
-missing clips of every folder, for as long as is asked for, and writes nothing.
+Counts and bytes follow from durations. The time is measured: the pipeline runs on a random sample
+of the missing clips of every folder, for as long as is asked for, and writes nothing.
 """
 
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from spear.data.formats.shards import CutInfo
+import numpy as np
+
+from spear.audio.io import SAMPLE_RATE_HZ
 from spear.data.formats.tokens import token_dtype
-from spear.data.tokens.extract_shards import Batch, Extractor, ShardWork
-from spear.data.tokens.extract_state import TokenState
-from spear.data.tokens.extract_teacher import TokenMaker
-from spear.data.tokens.pieces import num_samples
-from spear.data.tokens.read_ahead import AudioBatch
+from spear.data.tokens.finished import TokenState
+from spear.data.tokens.pipeline import ShardWork, missing_shards, plan_shard, read_ahead
 from spear.system.markdown import markdown_table
 from spear.system.progress import get_logger
 from spear.system.rng import generator
 
 log = get_logger(__name__)
 
+WAITING = "waiting for audio"
+"""The row of what is not decoded in time."""
 SAMPLED_SHARDS = 8
 """Shards of a folder that the sample of clips is from."""
-_BLOCK, _RECORD = 512, 10240  # of tar files
-_NPY_HEADER = 128
-_SHORT_NAME = 100  # bytes of a member's name that need no block of their own
+_BYTES_PER_CUT = 1920  # headers of the tar and of the array, and the manifest
 
 
 @dataclass
@@ -37,7 +36,7 @@ class Cost:
         num_shards: Shards without tokens.
         num_cuts: Their cuts.
         audio_s: Seconds of their audio.
-        num_bytes: Size that their tokens will have on disk.
+        num_bytes: Size that their tokens will have on disk, about.
         measured_s: Seconds of audio in the sample.
         device_s: Seconds that the sample took.
     """
@@ -60,49 +59,34 @@ class Cost:
         return self.audio_s / self.speed / 3600 if self.speed else 0.0
 
 
-@dataclass
-class Estimate:
-    """The costs of all teachers, and of waiting for audio.
-
-    Attributes:
-        teachers: By the teacher's name.
-        waiting: For audio that is not decoded in time.
-    """
-
-    teachers: dict[str, Cost]
-    waiting: Cost = field(default_factory=Cost)
-
-    @property
-    def hours(self) -> float:
-        """Device-hours in all."""
-        return self.waiting.hours + sum(cost.hours for cost in self.teachers.values())
-
-
 def log_cost(
-    extractor: Extractor, folders: Sequence[Sequence[TokenState]], num_jobs: int, limit_s: float
-) -> Estimate:
+    folders: Sequence[Sequence[TokenState]],
+    num_jobs: int,
+    batch_s: float,
+    num_workers: int,
+    limit_s: float,
+) -> dict[str, Cost]:
     """Logs and returns what the missing tokens cost.
 
     Args:
-        extractor: What would make them.
         folders: For each folder its teachers.
         num_jobs: Jobs that would share the work.
+        batch_s: Most seconds of audio in a batch.
+        num_workers: Threads that decode.
         limit_s: Most seconds to measure for.
+
+    Returns:
+        Costs by the teacher's name, and `WAITING`.
     """
-    estimate = Estimate({maker.name: Cost() for maker in extractor.makers})
-    missing = [extractor.missing(states, range(states[0].folder.num_shards)) for states in folders]
+    costs = {state.maker.name: Cost() for states in folders for state in states} | {WAITING: Cost()}
+    missing = [missing_shards(states, range(states[0].folder.num_shards)) for states in folders]
     missing = [work for work in missing if work]
     for work in missing:
         for shard in work:
-            _count(estimate, shard)
+            _count(costs, shard)
     for work in missing:
-        _measure(estimate, extractor, work, limit_s / len(missing))
-    log.info("%s", describe(estimate, num_jobs))
-    return estimate
-
-
-def describe(estimate: Estimate, num_jobs: int) -> str:
-    """Returns an estimate as a table and a line on the jobs."""
+        _measure(costs, work, batch_s, num_workers, limit_s / len(missing))
+    header = ("missing", "shards", "cuts", "hours", "bytes", "hours per device-hour")
     rows = [
         (
             name,
@@ -113,79 +97,58 @@ def describe(estimate: Estimate, num_jobs: int) -> str:
             f"{cost.speed:,.0f}",
             f"{cost.hours:,.3f}",
         )
-        for name, cost in estimate.teachers.items()
+        for name, cost in costs.items()
     ]
-    rows.append(("waiting for audio", "", "", "", "", "", f"{estimate.waiting.hours:,.3f}"))
-    header = ("missing", "shards", "cuts", "hours", "bytes", "hours per device-hour")
-    table = markdown_table((*header, "device-hours"), rows, "lrrrrrr")
-    per_job = estimate.hours / num_jobs
-    return (
-        f"dry run, nothing written\n{table}\n\n{estimate.hours:,.3f} device-hours, "
-        f"{per_job:,.3f} for each of {num_jobs} jobs"
+    hours = sum(cost.hours for cost in costs.values())
+    log.info(
+        "dry run, nothing written\n%s\n\n%s device-hours, %s for each of %d jobs",
+        markdown_table((*header, "device-hours"), rows, "lrrrrrr"),
+        f"{hours:,.3f}",
+        f"{hours / num_jobs:,.3f}",
+        num_jobs,
     )
+    return costs
 
 
-def token_bytes(cuts: Sequence[CutInfo], maker: TokenMaker) -> int:
-    """Returns the size of a shard's token file in bytes."""
-    row = maker.sidecar.num_codebooks * token_dtype(maker.sidecar.codebook_size).itemsize
-    size = 2 * _BLOCK  # the end
-    for cut in cuts:
-        frames = maker.teacher.num_frames(num_samples(cut))
-        size += 3 * _BLOCK + _blocks(_NPY_HEADER + frames * row)
-        for suffix in (".npy", ".json"):
-            name = len(f"{cut.id}{suffix}".encode())
-            size += _BLOCK + _blocks(name + 1) if name > _SHORT_NAME else 0
-    return -(-size // _RECORD) * _RECORD
-
-
-def _blocks(num_bytes: int) -> int:
-    return -(-num_bytes // _BLOCK) * _BLOCK
-
-
-def _count(estimate: Estimate, shard: ShardWork) -> None:
-    audio_s = sum(cut.duration_s for cut in shard.cuts)
-    estimate.waiting.audio_s += audio_s
+def _count(costs: dict[str, Cost], shard: ShardWork) -> None:
+    begin, end = shard.folder.first[shard.position : shard.position + 2]
+    samples = int(np.sum(shard.folder.num_samples[begin:end], dtype=np.int64))
+    costs[WAITING].audio_s += samples / SAMPLE_RATE_HZ
     for state in shard.states:
-        cost = estimate.teachers[state.maker.name]
+        cost, sidecar = costs[state.maker.name], state.maker.sidecar
         cost.num_shards += 1
-        cost.num_cuts += len(shard.cuts)
-        cost.audio_s += audio_s
-        cost.num_bytes += token_bytes(shard.cuts, state.maker)
+        cost.num_cuts += int(end - begin)
+        cost.audio_s += samples / SAMPLE_RATE_HZ
+        frame_bytes = sidecar.num_codebooks * token_dtype(sidecar.codebook_size).itemsize
+        frames = samples / SAMPLE_RATE_HZ * sidecar.frame_rate_hz
+        cost.num_bytes += round(frames * frame_bytes) + int(end - begin) * _BYTES_PER_CUT
 
 
 def _measure(
-    estimate: Estimate, extractor: Extractor, work: Sequence[ShardWork], limit_s: float
+    costs: dict[str, Cost],
+    work: Sequence[ShardWork],
+    batch_s: float,
+    num_workers: int,
+    limit_s: float,
 ) -> None:
     """Runs teachers on a sample of a folder's missing clips; the first batch is no measurement."""
-    sample = _sample(work, extractor.batch_s)
-    deadline = time.monotonic() + limit_s
-    with closing(extractor.read(work[0].folder, sample[:1] + sample)) as batches:
-        is_warm = False
-        began = time.monotonic()
-        for (_, batch), audio in batches:
-            spent = {maker.name: _time(maker, audio) for maker in batch.makers}
-            now = time.monotonic()
-            if is_warm:
-                for name, (seconds, measured_s) in spent.items():
-                    estimate.teachers[name].device_s += seconds
-                    estimate.teachers[name].measured_s += measured_s
-                estimate.waiting.device_s += now - began - sum(one for one, _ in spent.values())
-                estimate.waiting.measured_s += max(measured for _, measured in spent.values())
-            if is_warm and now > deadline:
-                return
-            is_warm, began = True, now
-
-
-def _time(maker: TokenMaker, audio: AudioBatch) -> tuple[float, float]:
-    """Returns how many seconds the tokens of a batch take, and how many of audio they stand for."""
-    began = time.monotonic()
-    num_frames = sum(len(tokens) for _, tokens in maker.tokens(audio))
-    return time.monotonic() - began, num_frames / maker.frame_rate_hz
-
-
-def _sample(work: Sequence[ShardWork], batch_s: float) -> list[tuple[ShardWork, Batch]]:
-    """Returns batches of some shards, spread over a folder, in a random order."""
-    step = -(-len(work) // SAMPLED_SHARDS)
-    batches = [(shard, batch) for shard in work[::step] for batch in shard.begin(batch_s)]
+    shards = work[:: -(-len(work) // SAMPLED_SHARDS)]
+    batches = [batch for shard in shards for batch in plan_shard(shard, batch_s)]
     order = generator(0, "dry run").permutation(len(batches))
-    return [batches[number] for number in order]
+    sample = [batches[number] for number in order]
+    deadline = time.monotonic() + limit_s
+    with closing(read_ahead(work[0].states[0], sample[:1] + sample, num_workers)) as read:
+        audio_s, ready = 0.0, time.monotonic()
+        for number, (batch, audio) in enumerate(read):
+            spent = {WAITING: time.monotonic() - ready}
+            for maker in batch.makers:
+                began = time.monotonic()
+                num_frames = sum(len(tokens) for _, tokens in maker.tokens(audio))
+                audio_s = num_frames / maker.sidecar.frame_rate_hz
+                spent[maker.name] = time.monotonic() - began
+            ready = time.monotonic()
+            for name, seconds in spent.items() if number > 0 else ():
+                costs[name].measured_s += audio_s
+                costs[name].device_s += seconds
+            if number > 0 and ready > deadline:
+                return

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,21 +17,14 @@ import torch
 from spear.data.formats.tars import file_fingerprint
 from spear.data.index.shard_folder import ShardFolder
 from spear.data.stage_reports import write_frames_report
-from spear.data.tokens.represent import (
-    check_sources,
-    describe_teacher,
-    represent,
-)
+from spear.data.tokens.frames import TeacherFrames, check_sources, describe_teacher
 from spear.errors import ConfigError, DataError
 from spear.system import ledger
 from spear.system.device import choose_device
 from spear.system.files import atomic_path, remove_partials, write_json
 from spear.system.progress import get_logger, progress
 from spear.system.rng import generator
-from spear.teachers import TeacherConfig, Windowing, load_teacher
-
-if TYPE_CHECKING:
-    from spear.teachers import Teacher
+from spear.teachers import Teacher, TeacherConfig, Windowing, load_teacher
 
 log = get_logger(__name__)
 
@@ -109,7 +102,7 @@ def run(config: EmbedConfig) -> None:
         output = np.lib.format.open_memmap(
             partial, mode="w+", dtype=np.float32, shape=(sample.num_frames, teacher.dim)
         )
-        _fill(output, sample, teacher, config.batch_s, windowing)
+        _fill(output, sample, TeacherFrames(teacher, windowing), config.batch_s)
         output.flush()
         del output
     record = {
@@ -137,9 +130,7 @@ def _write_report(frames_path: Path, record: dict[str, Any]) -> None:
     write_frames_report(frames_path.with_suffix(".md"), frames, record)
 
 
-def choose_frames(
-    config: EmbedConfig, folders: Sequence[ShardFolder], teacher: "Teacher"
-) -> Sample:
+def choose_frames(config: EmbedConfig, folders: Sequence[ShardFolder], teacher: Teacher) -> Sample:
     """Chooses the frames of a sample; a function of the clips, the seed and the counts alone.
 
     Clips are taken in a random order until their frames number `num_frames / clip_share`; of those
@@ -182,13 +173,7 @@ def choose_frames(
     )
 
 
-def _fill(
-    output: np.ndarray,
-    sample: Sample,
-    teacher: "Teacher",
-    batch_s: float,
-    windowing: Windowing,
-) -> None:
+def _fill(output: np.ndarray, sample: Sample, frames: TeacherFrames, batch_s: float) -> None:
     """Computes the chosen clips and writes their chosen frames into the output's rows."""
     groups = []
     for source, folder in enumerate(sample.folders):
@@ -196,11 +181,11 @@ def _fill(
         # In the order of the files, so that a disk is read forwards.
         own = own[np.argsort(sample.numbers[own])]
         groups += [(folder, own[i : i + CLIPS_AT_ONCE]) for i in range(0, len(own), CLIPS_AT_ONCE)]
-    for folder, group in progress(groups, f"embed {teacher.name}"):
+    for folder, group in progress(groups, f"embed {frames.teacher.name}"):
         clips = dict(zip(sample.numbers[group].tolist(), group.tolist(), strict=True))
         infos = [folder.cut(number) for number in clips]
         ledger.note(audio_hours=sum(info.duration_s for info in infos) / 3600)
-        for batch in represent(teacher, folder, infos, batch_s, windowing):
+        for batch in frames.over(folder, infos, batch_s):
             for piece, rep in batch:
                 clip = clips[piece.info.index]
                 positions = sample.positions[clip] - piece.first_frame
@@ -219,7 +204,7 @@ def _check_config(config: EmbedConfig) -> None:
 
 
 def _settings(
-    config: EmbedConfig, folders: Sequence[ShardFolder], teacher: "Teacher"
+    config: EmbedConfig, folders: Sequence[ShardFolder], teacher: Teacher
 ) -> dict[str, Any]:
     """Returns what the sample depends on, as JSON; not where it lies."""
     identity = {key: value for key, value in teacher.identity().items() if key != "path"}

@@ -8,7 +8,7 @@ shards and write the same bytes as one, on the same kind of machine with as many
 CPU another OMP_NUM_THREADS rounds a few tokens in ten thousand to another code). Clips too long for
 one pass are cut into windows with context; Dasheng has 10.08 s blocks of its own, and gets whole
 ones. `--dry_run true` says what the work costs. The pipeline is in
-`spear.data.tokens.extract_shards`.
+`spear.data.tokens.pipeline`.
 """
 
 import os
@@ -16,22 +16,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from spear.data.formats.tokens import TokenSidecar
 from spear.data.index.shard_folder import ShardFolder
-from spear.data.stage_reports import write_token_report
 from spear.data.tokens.cost import log_cost
-from spear.data.tokens.extract_shards import Extractor
-from spear.data.tokens.extract_state import TokenState
-from spear.data.tokens.extract_teacher import TokenMaker
-from spear.data.tokens.represent import check_sources
+from spear.data.tokens.finished import TokenState
+from spear.data.tokens.frames import check_sources
+from spear.data.tokens.maker import TokenMaker
+from spear.data.tokens.pipeline import extract
 from spear.errors import ConfigError
 from spear.mvq import load_quantizer
 from spear.system.device import choose_device, choose_precision
 from spear.system.files import remove_partials
-from spear.system.progress import get_logger
 from spear.teachers import TeacherConfig, Windowing, load_teacher
-
-log = get_logger(__name__)
 
 
 @dataclass
@@ -93,49 +88,23 @@ def run(config: ExtractConfig) -> None:
     """
     entries = _entries(config)
     makers = {name: _load(config, entry) for name, entry in entries.items()}
-    extractor = Extractor(list(makers.values()), config.batch_s, config.num_workers)
     folders = [
-        _states(ShardFolder(path), [makers[name] for name in names])
-        for path, names in _teachers_of_folders(entries).items()
+        [TokenState(folder, makers[name]) for name in names]
+        for folder, names in _teachers_of_folders(entries)
     ]
-    index, total = _share(config)
+    for state in (state for states in folders for state in states):
+        state.finished()  # a folder with other tokens stops the stage before any work
+    share, num_shares = _share(config)
     if config.dry_run:
-        log_cost(extractor, folders, total, config.dry_run_s)
+        log_cost(folders, num_shares, config.batch_s, config.num_workers, config.dry_run_s)
         return
     for states in folders:
         folder = states[0].folder
         remove_partials(folder.path)
-        extractor.extract(states, range(index, folder.num_shards, total))
+        positions = range(share, folder.num_shards, num_shares)
+        extract(states, positions, config.batch_s, config.num_workers)
         for state in states:
-            finalise(state)
-
-
-def _states(folder: ShardFolder, makers: Sequence[TokenMaker]) -> list[TokenState]:
-    states = [TokenState(folder, maker) for maker in makers]
-    for state in states:  # before any work: a folder with other tokens stops the stage at once
-        state.finished()
-    return states
-
-
-def finalise(state: TokenState) -> None:
-    """Writes report and sidecar when every shard has tokens; else says that some are missing.
-
-    Every job that finds the folder complete does so, since none knows which is the last; all
-    write the same bytes.
-    """
-    sidecar, path = state.sidecar(), state.sidecar_path
-    if sidecar is None:
-        log.info("%s: shards are left to other jobs", state.folder.path)
-        return
-    is_there = path.is_file() and TokenSidecar.load(path) == sidecar
-    report = path.with_suffix(".md")
-    if not (is_there and report.is_file()):
-        write_token_report(report, state.folder, sidecar)
-    if not is_there:
-        sidecar.save(path)
-    state.parts.clear()
-    num_frames = sum(entry.num_frames for entry in sidecar.shards.values())
-    log.info("%s: %d shards, %d frames", path, len(sidecar.shards), num_frames)
+            state.finalise()
 
 
 def _load(config: ExtractConfig, entry: TeacherTokens) -> TokenMaker:
@@ -144,7 +113,7 @@ def _load(config: ExtractConfig, entry: TeacherTokens) -> TokenMaker:
     precision = choose_precision(config.precision, device)
     teacher = load_teacher(entry.teacher, device, precision)
     windowing = Windowing(config.window_s, config.context_s)
-    return TokenMaker.of(teacher, quantizer, entry.quantizer, windowing)
+    return TokenMaker(teacher, quantizer, entry.quantizer, windowing)
 
 
 def _entries(config: ExtractConfig) -> dict[str, TeacherTokens]:
@@ -180,12 +149,15 @@ def _named(teacher: TeacherConfig, name: str) -> TeacherConfig:
     return replace(teacher, name=name)
 
 
-def _teachers_of_folders(entries: dict[str, TeacherTokens]) -> dict[str, Sequence[str]]:
-    """Returns for each folder the names of its teachers."""
-    folders = dict.fromkeys(path for entry in entries.values() for path in entry.shards)
-    return {
-        path: [name for name, entry in entries.items() if path in entry.shards] for path in folders
-    }
+def _teachers_of_folders(
+    entries: dict[str, TeacherTokens],
+) -> list[tuple[ShardFolder, Sequence[str]]]:
+    """Returns every folder with the names of its teachers."""
+    paths = dict.fromkeys(path for entry in entries.values() for path in entry.shards)
+    return [
+        (ShardFolder(path), [name for name, entry in entries.items() if path in entry.shards])
+        for path in paths
+    ]
 
 
 def _share(config: ExtractConfig) -> tuple[int, int]:

@@ -12,6 +12,7 @@ these, and so does the run that puts the work of jobs together. They are gone wh
 """
 
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,17 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from spear.data.formats.records import PartRecords
 from spear.data.formats.shards import find_doubled, find_shard_ids, load_record
 from spear.data.formats.tokens import TokenSidecar, find_teachers, sidecar_name
 from spear.data.index.shard_folder import ShardFolder
-from spear.data.verify.findings import Count, ShardFindings
-from spear.data.verify.report import FolderReport, make_table, write_report
+from spear.data.verify.findings import Count, Findings
+from spear.data.verify.recheck import load_maker, recheck
+from spear.data.verify.report import make_table, write_report
 from spear.data.verify.shard import ShardJob, verify_shard
-from spear.data.verify.whole import check_usage, compare_shards
+from spear.data.verify.sidecar import check_sidecar
 from spear.errors import ConfigError, DataError, SpearError, TokenError
+from spear.mvq.usage import entropies
 from spear.system import ledger
 from spear.system.device import choose_device
 from spear.system.parallel import in_processes
@@ -39,6 +43,8 @@ log = get_logger(__name__)
 
 MAX_SHOWN = 20
 """Problems in the error's message; the report has all."""
+MIN_COUNTED_FRAMES = 1000
+"""From how many frames on the entropy of a folder's tokens says something."""
 _KEEP_S = 7 * 86400.0
 """How long findings of an unfinished run count: what was read long ago may have rotted since."""
 
@@ -81,25 +87,25 @@ def run(config: VerifyConfig) -> None:
         DataError: Something else is wrong.
     """
     _check_config(config)
-    reports = [verify_folder(Path(path), config) for path in config.shards]
-    for report in reports:
-        table = make_table(report)
-        log.info("%s\n%s", report.path, table)
+    found = {Path(path): verify_folder(Path(path), config) for path in config.shards}
+    for path, findings in found.items():
+        table = make_table(findings)
+        log.info("%s\n%s", path, table)
         if config.job == 0:
-            write_report(report, table)
-            _findings_of(report.path).clear()
-    num_problems = sum(report.num_problems for report in reports)
+            write_report(path, findings, table)
+            _records_of(path).clear()
+    num_problems = sum(findings.num_problems for findings in found.values())
     if num_problems == 0:
         return
-    kind = TokenError if any(report.tokens_are_bad for report in reports) else DataError
-    problems = [problem for report in reports for problem in report.problems]
+    kind = TokenError if any(one.tokens_are_bad for one in found.values()) else DataError
+    problems = [f"{path}: {one}" for path, findings in found.items() for one in findings.problems]
     shown = "; ".join(problems[:MAX_SHOWN])
     more = f"; and {num_problems - MAX_SHOWN} more" if num_problems > MAX_SHOWN else ""
     where = "all in verify.md of the folder" if config.job == 0 else f"in part {config.job}"
     raise kind(f"{num_problems} problems ({where}): {shown}{more}")
 
 
-def verify_folder(path: Path, config: VerifyConfig) -> FolderReport:
+def verify_folder(path: Path, config: VerifyConfig) -> Findings:
     """Verifies one folder, or this job's part of it.
 
     Raises:
@@ -110,21 +116,19 @@ def verify_folder(path: Path, config: VerifyConfig) -> FolderReport:
     shard_ids = find_shard_ids(path)
     if not shard_ids:
         raise DataError(f"{path}: no shards (cuts.000000.jsonl.gz) in this folder")
-    report = FolderReport(path)
-    record = _load_record(report)
-    sidecars = _load_sidecars(report, config)
+    findings = Findings()
+    record = _load_record(path, findings.count("audio"))
+    sidecars = _load_sidecars(path, findings, config)
     own = shard_ids if config.job == 0 else shard_ids[config.job - 1 :: config.num_jobs]
     jobs = [_make_job(path, shard, record, sidecars, config.audio) for shard in own]
-    hashes = {}
-    for findings in _verify_all(path, jobs, config):
-        report.absorb(findings)
-        ledger.note(audio_hours=findings.duration_s / 3600)
-        hashes[findings.shard] = findings.id_hashes
+    for one in _verify_all(path, jobs, config):
+        findings.absorb(one)
+        ledger.note(audio_hours=one.duration_s / 3600)
     if config.job == 0:
-        _verify_whole(report, record, hashes)
+        _verify_whole(path, findings, record)
         for sidecar in sidecars:
-            _verify_teacher(report, sidecar, shard_ids, config)
-    return report
+            _verify_teacher(path, findings.count(f"{sidecar.teacher} tokens"), sidecar, config)
+    return findings
 
 
 def _check_config(config: VerifyConfig) -> None:
@@ -141,31 +145,28 @@ def _check_config(config: VerifyConfig) -> None:
         )
 
 
-def _load_record(report: FolderReport) -> dict[str, Any]:
+def _load_record(path: Path, count: Count) -> dict[str, Any]:
     """Returns `shards.json`, empty where there is none or it is broken."""
-    count = report.count("audio")
     try:
-        record = load_record(report.path)
+        record = load_record(path)
     except DataError as error:
         count.add(str(error))
         return {}
     if not record:
-        log.warning("%s: no shards.json: checksums of the audio cannot be checked", report.path)
+        log.warning("%s: no shards.json: checksums of the audio cannot be checked", path)
     elif not record["complete"]:
         count.add("not all shards are written; run `spear shard` again")
     return record
 
 
-def _load_sidecars(report: FolderReport, config: VerifyConfig) -> list[TokenSidecar]:
+def _load_sidecars(path: Path, findings: Findings, config: VerifyConfig) -> list[TokenSidecar]:
     """Returns the sidecars of the teachers to verify, each checked against its quantiser."""
-    from spear.data.verify.sidecar import check_sidecar
-
     sidecars = []
-    wanted = {*config.teachers, *config.quantizers} or _teachers_in(report.path)
+    wanted = {*config.teachers, *config.quantizers} or _teachers_in(path)
     for teacher in sorted(wanted):
-        count = report.count(f"{teacher} tokens")
+        count = findings.count(f"{teacher} tokens")
         try:
-            sidecar = TokenSidecar.load(report.path / sidecar_name(teacher))
+            sidecar = TokenSidecar.load(path / sidecar_name(teacher))
         except TokenError as error:
             count.add(str(error))
             continue
@@ -189,22 +190,20 @@ def _make_job(
     decode: bool,
 ) -> ShardJob:
     entry = record.get("shards", {}).get(f"{shard:06d}")
-    own = [
-        replace(one, shards={k: v for k, v in [(shard, one.shards.get(shard))] if v is not None})
+    own = tuple(
+        replace(one, shards={shard: one.shards[shard]} if shard in one.shards else {})
         for one in sidecars
-    ]
-    return ShardJob(path, shard, entry, tuple(own), decode)
+    )
+    return ShardJob(path, shard, entry, own, decode)
 
 
-def _findings_of(path: Path) -> PartRecords:
+def _records_of(path: Path) -> PartRecords:
     return PartRecords(path, "verify")
 
 
-def _verify_all(
-    path: Path, jobs: Sequence[ShardJob], config: VerifyConfig
-) -> Iterator[ShardFindings]:
+def _verify_all(path: Path, jobs: Sequence[ShardJob], config: VerifyConfig) -> Iterator[Findings]:
     """Yields the findings of every shard, in order; those of an earlier run where these hold."""
-    records = _findings_of(path)
+    records = _records_of(path)
     known = {job.shard: found for job in jobs if (found := _read_findings(records, job))}
     if known:
         log.info("%s: %d of %d shards were verified before", path, len(known), len(jobs))
@@ -219,7 +218,7 @@ def _verify_all(
         yield findings
 
 
-def _read_findings(records: PartRecords, job: ShardJob) -> ShardFindings | None:
+def _read_findings(records: PartRecords, job: ShardJob) -> Findings | None:
     """Returns what was found in a shard, where nothing has changed since and it is not long ago."""
     path = records.path(job.shard)
     try:
@@ -227,57 +226,64 @@ def _read_findings(records: PartRecords, job: ShardJob) -> ShardFindings | None:
             return None
         content = json.loads(path.read_text("utf-8"))
         if content.pop("state") == job.state():
-            return ShardFindings.from_json(content)
+            return Findings.from_json(content)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         pass  # none, or a broken one: the shard is verified again
     return None
 
 
-def _verify_whole(
-    report: FolderReport, record: dict[str, Any], hashes: dict[int, NDArray[np.uint64]]
-) -> None:
+def _verify_whole(path: Path, findings: Findings, record: dict[str, Any]) -> None:
     """Judges the shards as a whole: none is missing, no cut is in two."""
-    count = report.count("audio")
-    if record:
-        recorded = [int(key) for key in record["shards"]]
-        for shard, place in compare_shards(hashes, recorded):
-            where = "on disk but not in shards.json" if place == "here" else "missing"
-            count.add(f"shard {shard:06d}: {where}")
-    for cut_id, shard, other in find_doubled(report.path, hashes):
+    count, here = findings.count("audio"), set(findings.id_hashes)
+    for shard in sorted(here ^ {int(key) for key in record["shards"]}) if record else ():
+        where = "on disk but not in shards.json" if shard in here else "missing"
+        count.add(f"shard {shard:06d}: {where}")
+    for cut_id, shard, other in find_doubled(path, findings.id_hashes):
         count.add(f"shard {shard:06d}: cut {cut_id!r} is in shard {other:06d} too")
 
 
-def _verify_teacher(
-    report: FolderReport, sidecar: TokenSidecar, shard_ids: Sequence[int], config: VerifyConfig
-) -> None:
+def _verify_teacher(path: Path, count: Count, sidecar: TokenSidecar, config: VerifyConfig) -> None:
     """Judges the tokens of a folder as a whole."""
     teacher = sidecar.teacher
-    count = report.count(f"{teacher} tokens")
-    for shard, place in compare_shards(shard_ids, sidecar.shards):
-        if place == "there":
-            count.add(f"shard {shard:06d}: {teacher} tokens: not in the folder's shards")
+    for shard in sorted(set(sidecar.shards) - set(find_shard_ids(path))):
+        count.add(f"shard {shard:06d}: {teacher} tokens: not in the folder's shards")
     for problem in check_usage(count.usage, config.min_entropy):
         count.add(f"{teacher} tokens: {problem}")
     if config.recheck > 0 and teacher in config.quantizers and count.num_problems == 0:
-        _recheck(report, count, sidecar, config)
+        _recheck(path, count, sidecar, config)
 
 
-def _recheck(
-    report: FolderReport, count: Count, sidecar: TokenSidecar, config: VerifyConfig
-) -> None:
+def check_usage(usage: NDArray[np.int64] | None, min_entropy: float) -> list[str]:
+    """Returns which codebooks say next to nothing.
+
+    Args:
+        usage: (N, K) how often each token occurs, or None where there are none.
+        min_entropy: Least entropy, as a share of that of as many frames on as many codes as can be.
+    """
+    if usage is None or (num_frames := int(usage[0].sum())) < MIN_COUNTED_FRAMES:
+        return []
+    shares = entropies(torch.from_numpy(usage)) / math.log(min(usage.shape[1], num_frames))
+    low = [
+        f"{number} ({value:.2f})"
+        for number, value in enumerate(shares.tolist())
+        if value < min_entropy
+    ]
+    return [f"entropy below {min_entropy:g} in codebook {', '.join(low)}"] if low else []
+
+
+def _recheck(path: Path, count: Count, sidecar: TokenSidecar, config: VerifyConfig) -> None:
     """Extracts the tokens of some cuts anew; only of folders in which nothing else is wrong."""
-    from spear.data.verify.recheck import Rechecker  # loads teachers, which the rest does without
-
     teacher = sidecar.teacher
-    paths = (config.quantizers[teacher], config.teacher_paths.get(teacher))
+    weights = config.teacher_paths.get(teacher)
     try:
-        rechecker = Rechecker.load(sidecar, paths[0], choose_device(config.device), paths[1])
-        folder = ShardFolder(report.path)
-        num_cuts = min(config.recheck, len(folder))
-        for cut, problem in rechecker.check(folder, config.recheck):
+        device = choose_device(config.device)
+        maker = load_maker(sidecar, config.quantizers[teacher], device, weights)
+        folder = ShardFolder(path)
+        for cut, problem in recheck(maker, folder, config.recheck):
             shard = folder.shard_ids[cut.shard]
             count.add(f"shard {shard:06d}: cut {cut.id!r}: {teacher} tokens: {problem}")
     except SpearError as error:
         count.add(str(error))
         return
-    log.info("%s: %s tokens of %d cuts extracted anew", report.path, teacher, num_cuts)
+    num_cuts = min(config.recheck, len(folder))
+    log.info("%s: %s tokens of %d cuts extracted anew", path, teacher, num_cuts)

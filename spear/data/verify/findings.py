@@ -1,13 +1,12 @@
-"""What verification found: counts and problems of a part, and of one shard.
+"""What verification found: counts and problems of each part, in one shard or in all of a folder.
 
-`Count` is added up over shards; `ShardFindings` can be written down as JSON and read again, so
-that what one process or job found is put together with the findings of others.
+Findings can be written down as JSON and read again, so that what one process or job found is put
+together with the findings of others.
 """
 
-import base64
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -59,40 +58,65 @@ class Count:
 
 
 @dataclass
-class ShardFindings:
-    """What was found in one shard."""
+class Findings:
+    """What was found in a shard, or in the shards of a folder together."""
 
-    shard: int
-    """Its number."""
+    counts: list[Count] = field(default_factory=lambda: [Count("audio")])
+    """One for the audio and one for each teacher."""
     duration_s: float = 0.0
     """Seconds of audio."""
-    id_hashes: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
-    """One for each cut, to find ids that are in several shards."""
-    counts: list[Count] = field(default_factory=list)
-    """One for the audio and one for each teacher."""
+    id_hashes: dict[int, NDArray[np.uint64]] = field(default_factory=dict)
+    """By shard one for each cut, to find ids that are in several shards."""
+
+    def count(self, name: str) -> Count:
+        """Returns the count of one part, a new one where there is none of the name."""
+        known = [one for one in self.counts if one.name == name]
+        if not known:
+            known = [Count(name)]
+            self.counts += known
+        return known[0]
+
+    def absorb(self, other: "Findings") -> None:
+        """Adds what was found in other shards."""
+        self.duration_s += other.duration_s
+        self.id_hashes |= other.id_hashes
+        for part in other.counts:
+            self.count(part.name).absorb(part)
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong, one line each, with shard and cut."""
+        return [problem for count in self.counts for problem in count.problems]
+
+    @property
+    def num_problems(self) -> int:
+        """How much is wrong; more than `problems` where there is very much."""
+        return sum(count.num_problems for count in self.counts)
+
+    @property
+    def tokens_are_bad(self) -> bool:
+        """Whether a problem is one of tokens."""
+        return any(count.num_problems for count in self.counts[1:])
 
     def to_json(self) -> dict[str, Any]:
         """Returns the findings as JSON, for `from_json`."""
         counts = [
-            {**asdict(one), "differences": list(one.differences.items())} for one in self.counts
+            {
+                **vars(one),
+                "differences": list(one.differences.items()),
+                "usage": None if one.usage is None else one.usage.tolist(),
+            }
+            for one in self.counts
         ]
-        for one in counts:
-            one["usage"] = None if one["usage"] is None else one["usage"].tolist()
-        hashes = base64.b64encode(self.id_hashes.tobytes()).decode("ascii")
-        return {**asdict(self), "id_hashes": hashes, "counts": counts}
+        hashes = {shard: own.tolist() for shard, own in self.id_hashes.items()}
+        return {**vars(self), "id_hashes": hashes, "counts": counts}
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "ShardFindings":
+    def from_json(cls, content: Mapping[str, Any]) -> "Findings":
         """Reads what `to_json` gave."""
-        counts = [
-            Count(
-                **{
-                    **one,
-                    "differences": Counter(dict(one["differences"])),
-                    "usage": None if one["usage"] is None else np.array(one["usage"], np.int64),
-                }
-            )
-            for one in content["counts"]
-        ]
-        hashes = np.frombuffer(base64.b64decode(content["id_hashes"]), np.uint64)
-        return cls(content["shard"], content["duration_s"], hashes, counts)
+        counts = [Count(**one) for one in content["counts"]]
+        for one in counts:
+            one.differences = Counter(dict(one.differences))
+            one.usage = None if one.usage is None else np.array(one.usage, np.int64)
+        hashes = {int(k): np.array(own, np.uint64) for k, own in content["id_hashes"].items()}
+        return cls(counts, content["duration_s"], hashes)

@@ -6,7 +6,7 @@ that belong to other frames are recognised: the shift at which they agree best i
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,9 +14,8 @@ import torch
 from spear.data.formats.shards import CutInfo
 from spear.data.formats.tokens import Tokens, TokenSidecar
 from spear.data.index.shard_folder import ShardFolder
-from spear.data.tokens.extract_teacher import TokenMaker, precision_of, windowing_of
-from spear.data.tokens.pieces import plan_batches
-from spear.data.tokens.read_ahead import BatchReader
+from spear.data.tokens.batches import BatchReader, plan_batches
+from spear.data.tokens.maker import TokenMaker, precision_of, windowing_of
 from spear.errors import TokenError
 from spear.mvq import load_quantizer
 from spear.system.rng import generator
@@ -30,73 +29,57 @@ _MAX_SHIFT = 25
 _SEED = 0
 
 
-@dataclass(frozen=True)
-class Rechecker:
-    """A teacher and its quantiser, to make tokens again in the precision and windows of before.
+def load_maker(
+    sidecar: TokenSidecar,
+    quantizer_path: str,
+    device: torch.device,
+    weights_path: str | None = None,
+) -> TokenMaker:
+    """Loads what made some tokens, in the precision and windows of before.
 
-    Attributes:
-        maker: The two together.
+    Args:
+        sidecar: Of the tokens.
+        quantizer_path: The quantiser's file.
+        device: Where teacher and quantiser go.
+        weights_path: Where the teacher's weights lie, if not where they were then.
+
+    Raises:
+        TokenError: Teacher or quantiser are not those of the sidecar.
+        SpearError: One of them cannot be loaded.
     """
+    config = _teacher_of(sidecar, weights_path)
+    teacher = load_teacher(config, device, precision_of(sidecar))
+    quantizer = load_quantizer(quantizer_path).to(device).eval()
+    maker = TokenMaker(teacher, quantizer, quantizer_path, windowing_of(sidecar))
+    if differing := maker.differences(sidecar):
+        raise TokenError(
+            f"{sidecar.teacher} tokens cannot be made again: the teacher or quantiser given "
+            f"differs from theirs in {'; '.join(differing)}"
+        )
+    return maker
 
-    maker: TokenMaker
 
-    @classmethod
-    def load(
-        cls,
-        sidecar: TokenSidecar,
-        quantizer_path: str,
-        device: torch.device,
-        weights_path: str | None = None,
-    ) -> "Rechecker":
-        """Loads what made some tokens.
+def recheck(maker: TokenMaker, folder: ShardFolder, num_cuts: int) -> Iterator[tuple[CutInfo, str]]:
+    """Makes the tokens of a sample of cuts again.
 
-        Args:
-            sidecar: Of the tokens.
-            quantizer_path: The quantiser's file.
-            device: Where teacher and quantiser go.
-            weights_path: Where the teacher's weights lie, if not where they were then.
+    Args:
+        maker: What made them.
+        folder: With the tokens.
+        num_cuts: Size of the sample; all cuts where there are fewer.
 
-        Raises:
-            TokenError: Teacher or quantiser are not those of the sidecar.
-            SpearError: One of them cannot be loaded.
-        """
-        config = _teacher_of(sidecar, weights_path)
-        teacher = load_teacher(config, device, precision_of(sidecar))
-        quantizer = load_quantizer(quantizer_path).to(device).eval()
-        maker = TokenMaker.of(teacher, quantizer, quantizer_path, windowing_of(sidecar))
-        if differing := maker.differences(sidecar):
-            raise TokenError(
-                f"{sidecar.teacher} tokens cannot be made again: the teacher or quantiser given "
-                f"differs from theirs in {'; '.join(differing)}"
-            )
-        return cls(maker)
-
-    @property
-    def min_agreement(self) -> float:
-        """Share of a cut's tokens that must agree."""
-        is_rough = self.maker.teacher.precision == "bfloat16"
-        return MIN_AGREEMENT_BFLOAT16 if is_rough else MIN_AGREEMENT
-
-    def check(self, folder: ShardFolder, num_cuts: int) -> Iterator[tuple[CutInfo, str]]:
-        """Makes the tokens of a sample of cuts again.
-
-        Args:
-            folder: With the tokens.
-            num_cuts: Size of the sample; all cuts where there are fewer.
-
-        Yields:
-            What is wrong, with the cut in which it is.
-        """
-        reader = BatchReader(folder)
-        self.maker.begin_folder()
-        for cut in sample(folder, num_cuts):
-            # Batches of one: whatever a batch does to tokens shows.
-            batches = plan_batches(self.maker.teacher, [cut], 1e-9, self.maker.windowing)
-            made = [tokens for one in batches for _, tokens in self.maker.tokens(reader(one))]
-            expected = np.concatenate(made)
-            found = folder.tokens(cut, self.maker.name)
-            if problem := compare_tokens(found, expected, self.min_agreement):
-                yield cut, problem
+    Yields:
+        What is wrong, with the cut in which it is.
+    """
+    is_rough = maker.teacher.precision == "bfloat16"
+    min_agreement = MIN_AGREEMENT_BFLOAT16 if is_rough else MIN_AGREEMENT
+    reader = BatchReader(folder)
+    for cut in sample(folder, num_cuts):
+        # Batches of one: whatever a batch does to tokens shows.
+        batches = plan_batches(maker.teacher, [cut], 1e-9, maker.windowing)
+        made = [tokens for one in batches for _, tokens in maker.tokens(reader(one))]
+        found = folder.tokens(cut, maker.name)
+        if problem := compare_tokens(found, np.concatenate(made), min_agreement):
+            yield cut, problem
 
 
 def sample(folder: ShardFolder, num_cuts: int) -> list[CutInfo]:

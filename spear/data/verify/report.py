@@ -1,16 +1,14 @@
 """What `spear verify` says of a folder: a table, a list of problems, a picture.
 
-`FolderReport` gathers the findings of the shards and adds what only the folder as a whole shows;
-the rest writes `verify.md` and `verify.png` beside the shards.
+`write_report` writes `verify.md` and `verify.png` beside the shards.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from spear.data.verify.findings import Count, ShardFindings
+from spear.data.verify.findings import Count, Findings
 from spear.data.verify.shard import MAX_FRAME_DIFFERENCE
 from spear.system.markdown import (
     embed_picture,
@@ -25,75 +23,34 @@ MAX_LISTED = 10_000
 """Problems in `verify.md`; more are counted."""
 
 
-@dataclass
-class FolderReport:
-    """What was found in one shard folder."""
-
-    path: Path
-    """The folder."""
-    counts: list[Count] = field(default_factory=lambda: [Count("audio")])
-    """One for the audio and one for each teacher."""
-    duration_s: float = 0.0
-    """Seconds of audio."""
-
-    def count(self, name: str) -> Count:
-        """Returns the count of one part, a new one where there is none of the name."""
-        known = [one for one in self.counts if one.name == name]
-        if not known:
-            known = [Count(name)]
-            self.counts += known
-        return known[0]
-
-    def absorb(self, findings: ShardFindings) -> None:
-        """Adds what was found in one shard."""
-        self.duration_s += findings.duration_s
-        for part in findings.counts:
-            self.count(part.name).absorb(part)
-
-    @property
-    def problems(self) -> list[str]:
-        """What is wrong, one line each, with folder, shard and cut."""
-        return [f"{self.path}: {problem}" for count in self.counts for problem in count.problems]
-
-    @property
-    def num_problems(self) -> int:
-        """How much is wrong; more than `problems` where there is very much."""
-        return sum(count.num_problems for count in self.counts)
-
-    @property
-    def tokens_are_bad(self) -> bool:
-        """Whether a problem is one of tokens."""
-        return any(count.num_problems for count in self.counts[1:])
-
-
-def make_table(report: FolderReport) -> str:
+def make_table(findings: Findings) -> str:
     """Returns what a folder holds as a Markdown table."""
     rows = [
         (
             count.name,
             str(count.num_shards),
             f"{count.num_cuts:,}",
-            f"{report.duration_s / 3600:.3f}" if count is report.counts[0] else "",
+            f"{findings.duration_s / 3600:.3f}" if count is findings.counts[0] else "",
             f"{count.num_frames:,}" if count.num_frames else "",
             str(count.num_problems),
         )
-        for count in report.counts
+        for count in findings.counts
     ]
     header = ("part", "shards", "cuts", "hours", "frames", "problems")
     return markdown_table(header, rows, "lrrrrr")
 
 
-def write_report(report: FolderReport, table: str) -> None:
+def write_report(folder: Path, findings: Findings, table: str) -> None:
     """Writes `verify.md` and its picture into the folder."""
-    lines = [f"- {problem}" for problem in report.problems[:MAX_LISTED]]
-    if report.num_problems > len(lines):
-        lines.append(f"- and {report.num_problems - len(lines):,} more")
+    lines = [f"- {folder}: {problem}" for problem in findings.problems[:MAX_LISTED]]
+    if findings.num_problems > len(lines):
+        lines.append(f"- and {findings.num_problems - len(lines):,} more")
     found = "\n".join(lines) or "No problems."
-    blocks = [f"# Verification of {report.path}", table, found]
-    picture = report.path / "verify.png"
-    if _draw_differences(picture, report.counts):
+    blocks = [f"# Verification of {folder}", table, found]
+    picture = folder / "verify.png"
+    if _draw_differences(picture, findings.counts):
         blocks.append(embed_picture(picture, "frames of each token array against its duration"))
-    write_markdown(report.path / "verify.md", blocks)
+    write_markdown(folder / "verify.md", blocks)
 
 
 def _draw_differences(path: Path, counts: Sequence[Count]) -> bool:

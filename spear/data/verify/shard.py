@@ -20,14 +20,13 @@ from spear.audio.io import SAMPLE_RATE_HZ, decode_audio
 from spear.data.formats.shards import CutInfo, cuts_name, id_hash, read_cuts, recording_name
 from spear.data.formats.tars import FileReader, TarPair, index_pairs
 from spear.data.formats.tokens import (
-    ShardTokens,
     Tokens,
     TokenSidecar,
     decode_tokens,
     token_dtype,
     token_tar_name,
 )
-from spear.data.verify.findings import Count, ShardFindings
+from spear.data.verify.findings import Count, Findings
 from spear.errors import DataError, SpearError, TokenError
 from spear.mvq.usage import count_codes
 from spear.system.files import sha256_of
@@ -65,29 +64,22 @@ class ShardJob:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def verify_shard(job: ShardJob) -> ShardFindings:
+def verify_shard(job: ShardJob) -> Findings:
     """Verifies the cuts, the audio and the tokens of one shard."""
     audio = Count("audio", num_shards=1)
-    findings = ShardFindings(job.shard, counts=[audio])
-    cuts = _read_cuts(job, audio)
-    silent = _verify_audio(job, cuts, audio)
-    _verify_record(job, cuts, audio)
-    for sidecar in job.sidecars:
-        findings.counts.append(_verify_teacher(job, sidecar, cuts, silent))
-    findings.duration_s = sum(cut.duration_s for cut in cuts)
-    findings.id_hashes = np.array([id_hash(cut.id) for cut in cuts], np.uint64)
-    return findings
-
-
-def _read_cuts(job: ShardJob, count: Count) -> list[CutInfo]:
-    """Returns the cuts of a shard; none, with a problem noted, where they are not readable."""
+    cuts: list[CutInfo] = []
     try:
         cuts = read_cuts(job.folder, job.shard)
     except DataError as error:
-        count.add(f"shard {job.shard:06d}: {error}")
-        return []
-    count.num_cuts += len(cuts)
-    return cuts
+        audio.add(str(error))
+    audio.num_cuts = len(cuts)
+    silent = _verify_audio(job, cuts, audio)
+    _verify_record(job, cuts, audio)
+    counts = [audio, *(_verify_teacher(job, sidecar, cuts, silent) for sidecar in job.sidecars)]
+    for count in counts:
+        count.problems = [f"shard {job.shard:06d}: {problem}" for problem in count.problems]
+    hashes = np.array([id_hash(cut.id) for cut in cuts], np.uint64)
+    return Findings(counts, sum(cut.duration_s for cut in cuts), {job.shard: hashes})
 
 
 def _size_and_time(path: Path) -> tuple[int, int] | None:
@@ -102,10 +94,10 @@ def _verify_audio(job: ShardJob, cuts: Sequence[CutInfo], count: Count) -> set[s
     """Checks the recordings; returns the cuts that are silent, as far as they were decoded."""
     silent = set()
     path = job.folder / recording_name(job.shard)
-    for cut, data in _matching_members(path, job.shard, cuts, count):
+    for cut, data in _matching_members(path, cuts, count):
         if not job.decode:
             continue
-        where = f"shard {job.shard:06d}: cut {cut.id!r}"
+        where = f"cut {cut.id!r}"
         try:
             audio = decode_audio(data, where)
         except SpearError as error:
@@ -124,22 +116,20 @@ def _verify_record(job: ShardJob, cuts: Sequence[CutInfo], count: Count) -> None
     if job.record is None:
         return
     if job.record["num_cuts"] != len(cuts):
-        problem = f"{len(cuts)} cuts where shards.json says {job.record['num_cuts']}"
-        count.add(f"shard {job.shard:06d}: {problem}")
+        count.add(f"{len(cuts)} cuts where shards.json says {job.record['num_cuts']}")
     for name, expected in job.record["sha256"].items():
         _verify_checksum(job, count, name, expected)
 
 
 def _verify_checksum(job: ShardJob, count: Count, name: str, expected: str) -> None:
     path = job.folder / name
-    where = f"shard {job.shard:06d}: {name}"
     try:
         if not path.is_file():
-            count.add(f"{where} is missing")
+            count.add(f"{name} is missing")
         elif sha256_of(path) != expected:
-            count.add(f"{where} has changed: its SHA-256 is another")
+            count.add(f"{name} has changed: its SHA-256 is another")
     except OSError as error:
-        count.add(f"{where} cannot be read ({error.strerror})")
+        count.add(f"{name} cannot be read ({error.strerror})")
 
 
 def _verify_teacher(
@@ -149,7 +139,7 @@ def _verify_teacher(
     count = Count(f"{sidecar.teacher} tokens")
     name = token_tar_name(sidecar.teacher, job.shard)
     if job.shard not in sidecar.shards:
-        count.add(f"shard {job.shard:06d}: {sidecar.teacher} tokens: not in the sidecar")
+        count.add(f"{sidecar.teacher} tokens: not in the sidecar")
         return count
     count.num_shards = 1
     _verify_checksum(job, count, name, sidecar.shards[job.shard].sha256)
@@ -162,8 +152,8 @@ def _verify_tokens(
     job: ShardJob, sidecar: TokenSidecar, cuts: Sequence[CutInfo], silent: set[str], count: Count
 ) -> None:
     path = job.folder / token_tar_name(sidecar.teacher, job.shard)
-    for cut, data in _matching_members(path, job.shard, cuts, count):
-        where = f"shard {job.shard:06d}: cut {cut.id!r}: {sidecar.teacher} tokens"
+    for cut, data in _matching_members(path, cuts, count):
+        where = f"cut {cut.id!r}: {sidecar.teacher} tokens"
         try:
             tokens = decode_tokens(data, where)
         except (TokenError, MemoryError, OverflowError) as error:
@@ -180,28 +170,25 @@ def _verify_tokens(
             problems.append(f"all {len(tokens)} frames have the same tokens, and it is not silent")
         for problem in problems:
             count.add(f"{where}: {problem}")
-    _compare_counts(count, sidecar.shards[job.shard], f"shard {job.shard:06d}: {path.name}")
-
-
-def _compare_counts(count: Count, expected: ShardTokens, where: str) -> None:
+    expected = sidecar.shards[job.shard]
     if (count.num_cuts, count.num_frames) != (expected.num_cuts, expected.num_frames):
         count.add(
-            f"{where}: {count.num_cuts} cuts and {count.num_frames} frames where the sidecar says "
-            f"{expected.num_cuts} and {expected.num_frames}"
+            f"{path.name}: {count.num_cuts} cuts and {count.num_frames} frames where the sidecar "
+            f"says {expected.num_cuts} and {expected.num_frames}"
         )
 
 
 def _matching_members(
-    path: Path, shard: int, cuts: Sequence[CutInfo], count: Count
+    path: Path, cuts: Sequence[CutInfo], count: Count
 ) -> Iterator[tuple[CutInfo, bytes]]:
     """Yields each cut with its data in a tar file; reports ids that do not match the cuts."""
     try:
         pairs = index_pairs(path)
     except DataError as error:
-        count.add(f"shard {shard:06d}: {error}")
+        count.add(str(error))
         return
     for problem in compare_ids([pair.id for pair in pairs], [cut.id for cut in cuts]):
-        count.add(f"shard {shard:06d}: {path.name}: {problem}")
+        count.add(f"{path.name}: {problem}")
     by_id: dict[str, TarPair] = {}
     for pair in pairs:
         by_id.setdefault(pair.id, pair)
@@ -213,7 +200,7 @@ def _matching_members(
         try:
             data = reader.read(path, pair.offset, pair.size)
         except DataError as error:
-            count.add(f"shard {shard:06d}: cut {cut.id!r}: {error}")
+            count.add(f"cut {cut.id!r}: {error}")
             continue
         yield cut, data
 

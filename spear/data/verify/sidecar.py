@@ -5,16 +5,14 @@ quantiser and teacher is checked here: the quantiser's file has an id, N and K o
 on which teacher's frames it was trained.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from spear.data.formats.tokens import TokenSidecar
+from spear.data.tokens.maker import OF_TEACHER, trained_on
 from spear.errors import SpearError
-from spear.mvq import CodebookQuantizer, load_quantizer
+from spear.mvq import load_quantizer
 from spear.system.files import sha256_of
-
-_OF_TEACHER = ("weights_sha256", "layer", "frame_rate_hz")
 
 
 def check_sidecar(sidecar: TokenSidecar, teacher: str, quantizer_path: str | None) -> list[str]:
@@ -33,9 +31,8 @@ def check_sidecar(sidecar: TokenSidecar, teacher: str, quantizer_path: str | Non
             f"{teacher} tokens: the sidecar says {sidecar.num_codebooks} codebooks of "
             f"{sidecar.codebook_size} codes at {sidecar.frame_rate_hz:g} Hz"
         )
-    found = {name: getattr(sidecar, name) for name in _OF_TEACHER}
-    differing = _differences(found, sidecar.teacher_identity)
-    if differing:
+    found = {name: getattr(sidecar, name) for name in OF_TEACHER}
+    if differing := _differences(found, sidecar.teacher_identity):
         problems.append(f"{teacher} tokens: the sidecar contradicts itself: {differing}")
     if quantizer_path is not None:
         problems += _check_quantizer(sidecar, teacher, quantizer_path)
@@ -52,26 +49,15 @@ def _check_quantizer(sidecar: TokenSidecar, teacher: str, path: str) -> list[str
         quantizer = load_quantizer(path)
     except SpearError as error:
         return [f"{teacher} tokens: their quantiser cannot be loaded: {error}"]
-    return [
-        f"{teacher} tokens: the sidecar and its quantiser {path} differ: {differing}"
-        for differing in (_differences(_said_by(sidecar), _said_of(quantizer)),)
-        if differing
-    ]
-
-
-def _said_by(sidecar: TokenSidecar) -> dict[str, Any]:
-    own = ("quantizer_id", "num_codebooks", "codebook_size", *_OF_TEACHER)
-    return {name: getattr(sidecar, name) for name in own}
-
-
-def _said_of(quantizer: CodebookQuantizer) -> dict[str, Any]:
-    """Returns what a quantiser's file says of itself and of the teacher that it was trained on."""
-    try:
-        trained_on = json.loads(quantizer.metadata.get("teacher", "{}"))
-    except ValueError:
-        trained_on = {}
-    own = {"num_codebooks": quantizer.num_codebooks, "codebook_size": quantizer.codebook_size}
-    return {**dict(trained_on), "quantizer_id": quantizer.id, **own}
+    said = {
+        **trained_on(quantizer),
+        "quantizer_id": quantizer.id,
+        "num_codebooks": quantizer.num_codebooks,
+        "codebook_size": quantizer.codebook_size,
+    }
+    if differing := _differences(vars(sidecar), said):
+        return [f"{teacher} tokens: the sidecar and its quantiser {path} differ: {differing}"]
+    return []
 
 
 def _differences(said: dict[str, Any], found: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ import soundfile
 import torch
 
 from spear.asr.apply.decode import DecodeConfig, run
-from spear.asr.apply.recognize import group_by_duration, transcribe
+from spear.asr.apply.recognize import transcribe
 from spear.asr.apply.utterances import find_audio
 from spear.asr.model import AsrModel, load_asr_model
 from spear.asr.search.search import SearchConfig
@@ -202,13 +202,3 @@ def test_a_run_of_another_tokenizer_is_refused(trained_run, tone_shards, tmp_pat
     Tokenizer.train(["OTHER WORDS"], TokenizerConfig()).save(folder / "tokenizer")
     with pytest.raises(CheckpointError, match="tokenizer is not the one"):
         load_asr_model(folder)
-
-
-def test_groups_hold_every_recording_once_within_the_limit():
-    durations = [3.0, 1.0, 2.0, 10.0, 1.5, 0.0]
-    groups = group_by_duration(durations, 4.0)
-    assert sorted(number for group in groups for number in group) == list(range(6))
-    assert groups[0] == [3], "the longest comes first, and alone where it does not fit"
-    for group in groups[1:]:
-        assert len(group) * max(durations[number] for number in group) <= 4.0
-    assert group_by_duration([], 4.0) == []

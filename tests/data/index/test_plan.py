@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from spear.data.index.clip_table import ClipTable, to_samples
-from spear.data.index.packing import pack
+from spear.data.index.packing import pack, pack_by_length
 from spear.data.index.plan import BatchConfig, BatchPlan
 from spear.errors import ConfigError, DataError
 from spear.system.rng import generator
@@ -237,3 +237,13 @@ def test_generators_are_pure_and_apart():
     }
     assert len(set(draws.values())) == len(draws)
     assert all(tuple(generator(*key).random(3)) == values for key, values in draws.items())
+
+
+def test_groups_hold_every_recording_once_within_the_limit() -> None:
+    durations = [3.0, 1.0, 2.0, 10.0, 1.5, 0.0]
+    groups = pack_by_length(durations, 4.0)
+    assert sorted(number for group in groups for number in group) == list(range(6))
+    assert groups[0] == [3], "the longest comes first, and alone where it does not fit"
+    for group in groups[1:]:
+        assert len(group) * max(durations[number] for number in group) <= 4.0
+    assert pack_by_length([], 4.0) == []

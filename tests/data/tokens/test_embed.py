@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from spear.data.formats.shards import CutInfo
 from spear.data.index.shard_folder import ShardFolder
 from spear.data.tokens import embed
+from spear.data.tokens.batches import num_samples
 from spear.data.tokens.embed import EmbedConfig, choose_frames
-from spear.data.tokens.represent import batch_by_length, num_samples
 from spear.errors import ConfigError, DataError
 from spear.teachers import TeacherConfig, load_teacher
 
@@ -156,17 +155,3 @@ def test_settings_that_do_not_fit(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         embed.run(replace(config, **change))  # type: ignore[arg-type]
-
-
-def test_batches_hold_every_clip_within_the_budget() -> None:
-    durations = np.random.default_rng(0).uniform(0.2, 12.0, 200)
-    infos = [
-        CutInfo(i, f"c{i}", duration, "speech", None, None, 0, i)
-        for i, duration in enumerate(durations)
-    ]
-    batches = batch_by_length(infos, batch_s=20.0)
-    assert sorted(info.index for batch in batches for info in batch) == list(range(200))
-    padded = [max(info.duration_s for info in batch) * len(batch) for batch in batches]
-    assert max(padded) <= 20.0
-    assert sum(durations) / sum(padded) > 0.9
-    assert [len(batch) for batch in batch_by_length(infos[:3], batch_s=0.01)] == [1, 1, 1]

@@ -13,7 +13,7 @@ from spear.data.formats.tokens import TokenSidecar
 from spear.data.index.shard_folder import ShardFolder
 from spear.data.tokens import extract
 from spear.data.tokens.extract import ExtractConfig
-from spear.data.tokens.extract_state import TokenState
+from spear.data.tokens.finished import TokenState
 from spear.errors import ConfigError, TokenError
 from spear.system.files import sha256_of
 from spear.teachers import TeacherConfig, load_teacher

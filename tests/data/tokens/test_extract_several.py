@@ -211,7 +211,7 @@ def test_an_empty_shard_gets_an_empty_token_file(
 ) -> None:
     cuts = ShardFolder.cuts
     monkeypatch.setattr(ShardFolder, "cuts", lambda self, shard: cuts(self, shard) if shard else [])
-    monkeypatch.setattr(extract, "write_token_report", lambda *_: None)
+    monkeypatch.setattr("spear.data.tokens.finished.write_token_report", lambda *_: None)
     extract.run(several)
     counts = [one.num_cuts for one in ShardFolder(folder.path).sidecar("mfcc").shards.values()]
     assert counts == [0, 5, 2]

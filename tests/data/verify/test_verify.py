@@ -14,10 +14,9 @@ from spear.data.index.shard_folder import ShardFolder
 from spear.data.tokens import extract
 from spear.data.tokens.extract import ExtractConfig
 from spear.data.verify import command as verify
-from spear.data.verify.command import VerifyConfig
+from spear.data.verify.command import VerifyConfig, check_usage
 from spear.data.verify.recheck import compare_tokens, sample
 from spear.data.verify.shard import compare_ids
-from spear.data.verify.whole import check_usage
 from spear.errors import ConfigError, DataError, TokenError
 from spear.system.files import sha256_of
 from tests.data.fake_quantizer import FakeQuantizer, write_quantizer
@@ -282,7 +281,7 @@ def test_a_codebook_that_says_nothing_is_found(
     for shard in range(folder.num_shards):
         rewrite_tokens(folder, shard, flatten)
     verify.run(config)  # so few frames are not judged
-    monkeypatch.setattr("spear.data.verify.whole.MIN_COUNTED_FRAMES", 10)
+    monkeypatch.setattr("spear.data.verify.command.MIN_COUNTED_FRAMES", 10)
     assert "logmel tokens: entropy below 0.2 in codebook 2 (0.00)" in problems_of(config)
     verify.run(replace(config, min_entropy=0.0))
 

@@ -13,7 +13,6 @@ import soundfile
 
 from spear.data.formats.manifests import read_jsonl_gz, write_jsonl_gz
 from spear.data.formats.records import PartRecords
-from spear.data.formats.shards import id_hash
 from spear.data.formats.tars import FileReader, PairTarWriter, index_pairs
 from spear.data.formats.tokens import ShardTokens, TokenSidecar, TokenTarWriter
 from spear.data.index.shard_folder import ShardFolder
@@ -21,7 +20,7 @@ from spear.data.tokens import extract
 from spear.data.tokens.extract import ExtractConfig
 from spear.data.verify import command as verify
 from spear.data.verify.command import VerifyConfig
-from spear.data.verify.findings import MAX_KEPT, Count, ShardFindings
+from spear.data.verify.findings import MAX_KEPT, Count, Findings
 from spear.data.verify.shard import ShardJob, verify_shard
 from spear.errors import ConfigError, DataError, TokenError
 from spear.system.files import sha256_of
@@ -281,9 +280,10 @@ def test_a_deleted_sidecar_is_missed(config: VerifyConfig, folder: ShardFolder) 
 
 
 def findings_of(config: VerifyConfig) -> list[dict[str, object]]:
-    report = verify.verify_folder(Path(config.shards[0]), config)
-    PartRecords(report.path, "verify").clear()
-    return [asdict(replace(count, usage=None)) for count in report.counts]
+    folder = Path(config.shards[0])
+    findings = verify.verify_folder(folder, config)
+    PartRecords(folder, "verify").clear()
+    return [asdict(replace(count, usage=None)) for count in findings.counts]
 
 
 def break_a_few(folder: ShardFolder) -> None:
@@ -322,7 +322,7 @@ def test_a_killed_run_goes_on_where_it_was(
 ) -> None:
     done: list[int] = []
 
-    def until_the_last(job: ShardJob) -> ShardFindings:
+    def until_the_last(job: ShardJob) -> Findings:
         if job.shard == 2 and not done.count(2):
             done.append(2)
             raise KeyboardInterrupt
@@ -350,7 +350,7 @@ def test_old_and_broken_findings_do_not_count(
     records.path(1).write_text('{"state": 3}')
     done = []
 
-    def note(job: ShardJob) -> ShardFindings:
+    def note(job: ShardJob) -> Findings:
         done.append(job.shard)
         return verify_shard(job)
 
@@ -364,13 +364,13 @@ def test_findings_survive_being_written() -> None:
     count = Count("t tokens", 1, 2, 3, usage=usage)
     count.differences.update([-3, 4, 4])
     count.add("a problem")
-    hashes = np.array([id_hash("a"), id_hash("b")], np.uint64)
-    written = json.loads(json.dumps(ShardFindings(7, 1.5, hashes, [count]).to_json()))
-    found = ShardFindings.from_json(written)
-    np.testing.assert_array_equal(found.id_hashes, hashes)
+    hashes = np.array([3, 2**64 - 1], np.uint64)
+    written = json.loads(json.dumps(Findings([count], 1.5, {7: hashes}).to_json()))
+    found = Findings.from_json(written)
+    np.testing.assert_array_equal(found.id_hashes[7], hashes)
     np.testing.assert_array_equal(found.counts[0].usage, usage)
     assert replace(found.counts[0], usage=None) == replace(count, usage=None)
-    assert (found.shard, found.duration_s) == (7, 1.5)
+    assert found.duration_s == 1.5
 
 
 def test_very_many_problems_are_counted_and_not_all_kept() -> None:

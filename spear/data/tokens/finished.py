@@ -19,9 +19,13 @@ from spear.data.formats.tokens import (
     token_tar_name,
 )
 from spear.data.index.shard_folder import ShardFolder
-from spear.data.tokens.extract_teacher import TokenMaker, windowing_of
+from spear.data.stage_reports import write_token_report
+from spear.data.tokens.maker import TokenMaker
 from spear.errors import DataError, TokenError
 from spear.system.files import atomic_path, sha256_of
+from spear.system.progress import get_logger
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,11 @@ class TokenState:
         """Where the sidecar lies, or will lie."""
         return self.folder.path / sidecar_name(self.maker.name)
 
+    @property
+    def parts(self) -> PartRecords:
+        """The records of single shards."""
+        return PartRecords(self.folder.path, f"{self.maker.name}_tokens")
+
     def finished(self) -> dict[int, ShardTokens]:
         """Returns the records of shards whose tokens are in place.
 
@@ -52,12 +61,11 @@ class TokenState:
         checked: list[dict[str, object]] = []
         # The sidecar last: another job that folds the records writes it before they go.
         for shard, content in self.parts.load().items():
-            entry = {"shards": {f"{shard}": content["tokens"]}}
-            found = TokenSidecar.from_dict({**content["identity"], **entry}, self.sidecar_path)
+            done[shard] = ShardTokens(**content["tokens"])
             if content["identity"] not in checked:
-                self._refuse_others(found)
+                entry = {**content["identity"], "shards": {}}
+                self._refuse_others(TokenSidecar.from_dict(entry, self.sidecar_path))
                 checked.append(content["identity"])
-            done |= found.shards
         if self.sidecar_path.is_file():
             found = TokenSidecar.load(self.sidecar_path)
             self._refuse_others(found)
@@ -75,7 +83,7 @@ class TokenState:
             DataError: The disk is full, or the folder is not to be written.
         """
         path = self.folder.path / token_tar_name(self.maker.name, shard)
-        rate_hz = self.maker.frame_rate_hz
+        rate_hz = self.maker.sidecar.frame_rate_hz
         try:
             with atomic_path(path) as partial, TokenTarWriter(partial, rate_hz) as writer:
                 for info, own in zip(cuts, tokens, strict=True):
@@ -89,25 +97,30 @@ class TokenState:
                 f"{path}: cannot be written ({error.strerror}); make room and run again"
             ) from error
 
-    def sidecar(self) -> TokenSidecar | None:
-        """Returns the sidecar of all shards; None where some are not finished."""
-        done = self.finished()
-        if any(shard not in done for shard in self.folder.shard_ids):
-            return None
-        shards = {shard: done[shard] for shard in self.folder.shard_ids}
-        return replace(self.maker.sidecar, shards=shards)
+    def finalise(self) -> None:
+        """Writes report and sidecar when every shard has tokens; else says that some are missing.
 
-    @property
-    def parts(self) -> PartRecords:
-        """The records of single shards."""
-        return PartRecords(self.folder.path, f"{self.maker.name}_tokens")
+        Every job that finds the folder complete does so, since none knows which is the last; all
+        write the same bytes.
+        """
+        done, path = self.finished(), self.sidecar_path
+        if any(shard not in done for shard in self.folder.shard_ids):
+            log.info("%s: shards are left to other jobs", self.folder.path)
+            return
+        shards = {shard: done[shard] for shard in self.folder.shard_ids}
+        sidecar = replace(self.maker.sidecar, shards=shards)
+        is_there = path.is_file() and TokenSidecar.load(path) == sidecar
+        report = path.with_suffix(".md")
+        if not (is_there and report.is_file()):
+            write_token_report(report, self.folder, sidecar)
+        if not is_there:
+            sidecar.save(path)
+        self.parts.clear()
+        num_frames = sum(entry.num_frames for entry in shards.values())
+        log.info("%s: %d shards, %d frames", path, len(shards), num_frames)
 
     def _refuse_others(self, found: TokenSidecar) -> None:
-        different = self.maker.differences(found)
-        if not different and windowing_of(found) != self.maker.windowing:
-            cuts = self.maker.cuts_otherwise(found, self.folder.longest_s)
-            different = [cuts] if cuts else []
-        if different:
+        if different := self.maker.differences(found, self.folder.longest_s):
             raise TokenError(
                 f"{self.sidecar_path}: tokens of {self.maker.name!r} made otherwise are there "
                 f"already: {'; '.join(different)}; remove *{self.sidecar_path.stem}* from this "

@@ -1,7 +1,5 @@
 """Batches of clips and windows, and audio that is read ahead."""
 
-import threading
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -10,10 +8,9 @@ import torch
 
 from spear.data.formats.shards import CutInfo
 from spear.data.index.shard_folder import ShardFolder
-from spear.data.tokens.pieces import batch_windows, plan_batches
-from spear.data.tokens.read_ahead import BatchReader, map_ahead
-from spear.data.tokens.represent import represent
-from spear.errors import AudioError
+from spear.data.tokens.batches import BatchReader, batch_clips, batch_windows, plan_batches
+from spear.data.tokens.frames import TeacherFrames
+from spear.system.parallel import in_threads
 from spear.teachers import Windowing, load_teacher
 
 LOGMEL = {"name": "logmel"}
@@ -38,41 +35,15 @@ def test_windows_are_batched_in_order_and_clips_by_length() -> None:
     assert len(plan_batches(teacher, clips, 500.0, Windowing(0.0))) == 1
 
 
-def test_results_come_in_order_and_few_are_ahead() -> None:
-    taken: list[int] = []
-
-    def items() -> Iterator[int]:
-        for number in range(20):
-            taken.append(number)
-            yield number
-
-    for num_workers in (0, 1, 3):
-        taken.clear()
-        results = []
-        for item, square in map_ahead(lambda one: one * one, items(), num_workers):
-            results.append((item, square))
-            assert len(taken) - len(results) <= (num_workers + 2 if num_workers else 0)
-        assert results == [(number, number**2) for number in range(20)]
-
-
-def test_work_goes_on_while_the_caller_is_busy() -> None:
-    began = threading.Event()
-    results = map_ahead(lambda number: began.set() if number else None, [0, 1], num_workers=1)
-    next(results)
-    assert began.wait(timeout=10)  # the second was begun, though nobody asked for it
-    results.close()
-
-
-def test_an_error_in_a_thread_is_raised_as_it_is() -> None:
-    def fail(number: int) -> int:
-        if number == 2:
-            raise AudioError("cut 2: broken")
-        return number
-
-    done = []
-    with pytest.raises(AudioError, match=r"^cut 2: broken$"):
-        done += [item for item, _ in map_ahead(fail, range(5), num_workers=2)]
-    assert not any(thread.name.startswith("read") for thread in threading.enumerate())
+def test_batches_hold_every_clip_within_the_budget() -> None:
+    durations = np.random.default_rng(0).uniform(0.2, 12.0, 200)
+    infos = [clip(i, duration) for i, duration in enumerate(durations.tolist())]
+    batches = batch_clips(infos, batch_s=20.0)
+    assert sorted(piece.info.index for batch in batches for piece in batch) == list(range(200))
+    padded = [max(piece.info.duration_s for piece in batch) * len(batch) for batch in batches]
+    assert max(padded) <= 20.0
+    assert sum(durations) / sum(padded) > 0.9
+    assert [len(batch) for batch in batch_clips(infos[:3], batch_s=0.01)] == [1, 1, 1]
 
 
 def test_threads_read_what_one_reads(folder: ShardFolder) -> None:
@@ -81,9 +52,7 @@ def test_threads_read_what_one_reads(folder: ShardFolder) -> None:
     assert len(batches) > 4
     reader = BatchReader(folder)
     expected = [reader(batch) for batch in batches]
-    for (batch, found), wanted in zip(
-        map_ahead(reader, batches, num_workers=3), expected, strict=True
-    ):
+    for batch, found, wanted in zip(batches, in_threads(reader, batches, 3), expected, strict=True):
         assert found.pieces == batch
         assert torch.equal(found.audio, wanted.audio)
         for row, piece in enumerate(batch):
@@ -105,7 +74,7 @@ def test_a_long_recording_is_decoded_once(
     )
     teacher = load_teacher(LOGMEL)
     found: dict[int, list[torch.Tensor]] = {}
-    for batch in represent(teacher, folder, list(folder), 0.5, windowing):
+    for batch in TeacherFrames(teacher, windowing).over(folder, list(folder), 0.5):
         for piece, frames in batch:
             found.setdefault(piece.info.index, []).append(frames)
     assert sorted(decoded) == sorted(info.id for info in folder)
