@@ -7,7 +7,8 @@ print(transcribe(model, [audio])[0].text)
 """
 
 from spear.asr.apply.recognize import transcribe
-from spear.asr.model import AsrModel, Transcript, load_asr_model
+from spear.asr.loading import load_asr_model
+from spear.asr.model import AsrModel, Transcript
 from spear.asr.tokenizer import Tokenizer, TokenizerConfig
 
 __all__ = [

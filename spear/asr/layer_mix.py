@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from spear.encoders.layers import check_layers
 from spear.errors import ConfigError
 from spear.zipformer import Zipformer
 from spear.zipformer.frames import Frames
@@ -42,8 +43,6 @@ def parse_layers(text: str, num_layers: int) -> list[int] | None:
         raise ConfigError(
             f"layers is {text!r}: give {LAST}, {WEIGHTED}, or a number from 0 to {num_layers}"
         )
-    from spear.encoders.layers import check_layers  # the hub needs this package
-
     check_layers([int(text)], num_layers)
     return [int(text)]
 
@@ -103,17 +102,15 @@ def idle_parameters(encoder: Zipformer, mix: LayerMix) -> frozenset[str]:
     They are found by a backward pass through a second of silence: what lies behind a chosen layer
     depends on how the stacks are joined.
     """
+    named = dict(encoder.named_parameters())
     reference = encoder.encoder_embed.out.weight
     lens = torch.tensor([_PROBE_FRAMES], device=reference.device)
     fbank = reference.new_zeros(1, _PROBE_FRAMES, encoder.config.feature_dim)
     was_training = encoder.training
     encoder.eval()
     with torch.enable_grad():
-        encoded = Zipformer.forward(encoder, fbank, lens)
-        total = read_frames(encoder, encoded, lens, mix).sum()
+        total = read_frames(encoder, encoder(fbank, lens), lens, mix).sum()
     encoder.train(was_training)
-    named = {**dict(encoder.encoder_embed.named_parameters(prefix="encoder_embed"))}
-    named.update(encoder.encoder.named_parameters(prefix="encoder"))
     gradients = torch.autograd.grad(total, list(named.values()), allow_unused=True)
     return frozenset(
         name for name, gradient in zip(named, gradients, strict=True) if gradient is None

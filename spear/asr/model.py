@@ -1,18 +1,15 @@
-"""The speech recogniser: a Zipformer with a CTC head and the tokenizer that its ids belong to.
+"""The speech recogniser: an encoder with a CTC head and the tokenizer that its ids belong to.
 
-Takes log-mel features, gives log-probabilities, the training loss, or text. Its weights are named
-`encoder_embed.*`, `encoder.*` and `ctc_head.*`, so encoder weights move between pre-training,
-exports and recognisers without a translation table.
+Takes log-mel features, gives log-probabilities, the training loss, or text. Its weights are the
+encoder's (`encoder.*`), `ctc_head.*` and, where it mixes layers, `layer_mix.*`.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spear.asr.apply.scoring import ErrorCounts, total_errors, word_errors
 from spear.asr.layer_mix import LAST, LayerMix, idle_parameters, parse_layers, read_frames
@@ -20,19 +17,9 @@ from spear.asr.search.ctc import CtcHead, CtcLoss, Hypothesis, ctc_loss, greedy_
 from spear.asr.tokenizer import Tokenizer, normalize
 from spear.asr.train.consistency import consistency_loss
 from spear.asr.train.data import AsrBatch
-from spear.encoders.frame_grid import StudentFrames
-from spear.errors import CheckpointError
-from spear.system.files import sha256_of
-from spear.system.model_folder import read_json_object
-from spear.training.checkpoints.checkpoint import load_tensors, load_weights
+from spear.encoders.frame_grid import HOP_MS, output_centre_ms
 from spear.training.task import LossTerm, Metric, StepOutput
 from spear.zipformer import Zipformer, ZipformerConfig
-from spear.zipformer.weights import load_exact
-
-TOKENIZER_FOLDER = "tokenizer"
-RECOGNIZER_FILE = "recognizer.json"
-RECOGNIZER_WEIGHTS = "model.safetensors"
-FBANK_SHIFT_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -49,11 +36,8 @@ class Transcript:
     """Log-probability, with what a language model adds; 0 where the search computes none."""
 
 
-class AsrModel(Zipformer):
-    """Recogniser of one language's transcripts.
-
-    It is a Zipformer so that the weights' names are those of one, and what moves schedules or
-    exports an encoder finds what it looks for; called, it does a training step.
+class AsrModel(nn.Module):
+    """Recogniser of one language's transcripts; called, it does a training step.
 
     Args:
         config: The encoder; `output_downsampling_factor` 2 gives CTC 25 frames a second.
@@ -64,6 +48,7 @@ class AsrModel(Zipformer):
         consistency_weight: Factor of the consistency loss of batches that hold two copies.
 
     Attributes:
+        encoder: What the heads read.
         idle: Names of encoder parameters that the layers read do not depend on.
     """
 
@@ -75,24 +60,26 @@ class AsrModel(Zipformer):
         layers: str = LAST,
         consistency_weight: float = 0.0,
     ) -> None:
-        super().__init__(config)
+        super().__init__()
+        self.encoder = Zipformer(config)
         self.tokenizer = tokenizer
         self.dropout = dropout
         self.layers = layers
         self.consistency_weight = consistency_weight
         chosen = parse_layers(layers, sum(config.num_encoder_layers))
-        self.layer_mix = None if chosen is None else LayerMix(chosen, self.output_dim)
+        self.layer_mix = None if chosen is None else LayerMix(chosen, self.encoder.output_dim)
         self.idle = frozenset[str]()
         if self.layer_mix is not None:
-            self.idle = idle_parameters(self, self.layer_mix)
-        self.ctc_head = CtcHead(self.output_dim, tokenizer.vocab_size, dropout)
+            names = idle_parameters(self.encoder, self.layer_mix)
+            self.idle = frozenset(f"encoder.{name}" for name in names)
+        self.ctc_head = CtcHead(self.encoder.output_dim, tokenizer.vocab_size, dropout)
 
     @property
     def has_ctc(self) -> bool:
         """Whether the CTC head is trained, so that what it says counts."""
         return True
 
-    def forward(self, batch: AsrBatch) -> StepOutput:  # type: ignore[override]
+    def forward(self, batch: AsrBatch) -> StepOutput:
         """Computes the loss of a batch, and in evaluation mode the word error rate too."""
         frames, lens = self.encode(batch.fbank, batch.fbank_lens)
         output = self.losses(frames, lens, batch)
@@ -103,8 +90,8 @@ class AsrModel(Zipformer):
 
     def encode(self, fbank: Tensor, fbank_lens: Tensor) -> tuple[Tensor, Tensor]:
         """Returns what the heads read: (B, T', D) float frames and (B,) int64 valid frames."""
-        encoded = super().forward(fbank, fbank_lens)
-        return read_frames(self, encoded, fbank_lens, self.layer_mix), encoded.lens
+        encoded = self.encoder(fbank, fbank_lens)
+        return read_frames(self.encoder, encoded, fbank_lens, self.layer_mix), encoded.lens
 
     def losses(self, frames: Tensor, lens: Tensor, batch: AsrBatch) -> StepOutput:
         """Computes the CTC loss of encoded frames (B, T', D), valid as `lens` (B,) says."""
@@ -144,9 +131,9 @@ class AsrModel(Zipformer):
 
     def frame_time_s(self, frame: int) -> float:
         """Returns the middle of an encoder frame in seconds from the recording's start."""
-        factor = self.config.output_downsampling_factor
-        fbank_frame = StudentFrames(self.config.frontend_pad).centre + 2 * factor * frame
-        return round(FBANK_SHIFT_S * (fbank_frame + 0.5 + factor - 1), 4)
+        config = self.encoder.config
+        hop_ms = HOP_MS * config.output_downsampling_factor
+        return round((output_centre_ms(config) + hop_ms * frame) / 1000, 4)
 
     def transcript(self, hypothesis: Hypothesis) -> Transcript:
         """Puts what a search found into text and seconds."""
@@ -171,7 +158,7 @@ class AsrModel(Zipformer):
         """Returns what rebuilds the model beside its tokenizer, as JSON."""
         return {
             "task": "asr",
-            "student": self.config.to_dict(),
+            "student": self.encoder.config.to_dict(),
             "vocab_size": self.tokenizer.vocab_size,
             "tokenizer_sha256": self.tokenizer.sha256,
             "dropout": self.dropout,
@@ -182,77 +169,3 @@ class AsrModel(Zipformer):
 def _share_left_out(loss: CtcLoss) -> Metric:
     """The share of utterances that have more labels than frames."""
     return Metric((~loss.feasible).sum(), torch.tensor(loss.feasible.numel()))
-
-
-def with_output_rate(config: ZipformerConfig, factor: int | None) -> ZipformerConfig:
-    """Returns the configuration with another `output_downsampling_factor`; None keeps it."""
-    if factor is None:
-        return config
-    return dataclasses.replace(config, output_downsampling_factor=factor)
-
-
-def load_asr_model(run_dir: str | Path, weights: str = "averaged", device: str = "cpu") -> AsrModel:
-    """Loads a finished or running recogniser in evaluation mode.
-
-    Args:
-        run_dir: Run folder of `spear finetune-asr`, one of its checkpoint folders, or a recogniser
-            that was exported or imported.
-        weights: Which of the run's weights, as
-            `spear.training.checkpoints.checkpoint.load_weights` takes it; a folder that is no run
-            has its weights only.
-        device: Where the weights go.
-
-    Raises:
-        CheckpointError: It is no such folder, or its parts do not belong together.
-    """
-    folder = Path(run_dir)
-    if not folder.is_dir():
-        raise CheckpointError(f"no run folder {folder}; run `spear finetune-asr` first")
-    if is_recognizer_folder(folder):
-        state, content = _read_recognizer(folder)
-    else:
-        state, content = load_weights(folder, weights)
-    if content.get("task") != "asr":
-        raise CheckpointError(f"{folder} is not a run of `spear finetune-asr`: it has no ASR head")
-    tokenizer = Tokenizer.load(find_tokenizer(folder))
-    if tokenizer.sha256 != content["tokenizer_sha256"]:
-        raise CheckpointError(
-            f"{folder}: the tokenizer is not the one the weights were trained with"
-        )
-    model = _build(content, tokenizer)
-    load_exact(model, state, str(folder))
-    return model.to(device).eval()
-
-
-def is_recognizer_folder(folder: Path) -> bool:
-    """Whether this is a recogniser without its run, which has one set of weights only."""
-    return (folder / RECOGNIZER_FILE).is_file()
-
-
-def _read_recognizer(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads weights and configuration of a folder that `write_recognizer` wrote."""
-    content = read_json_object(folder / RECOGNIZER_FILE)
-    weights = folder / RECOGNIZER_WEIGHTS
-    if not weights.is_file() or sha256_of(weights) != content.get("weights_sha256"):
-        raise CheckpointError(f"{weights} is not the file that was written there")
-    return load_tensors(weights), content
-
-
-def _build(content: dict[str, Any], tokenizer: Tokenizer) -> AsrModel:
-    """Builds the model that `model_config` described."""
-    student = ZipformerConfig.from_dict(content["student"])
-    dropout, layers = float(content["dropout"]), str(content.get("layers", LAST))
-    if "transducer" not in content:
-        return AsrModel(student, tokenizer, dropout, layers)
-    from spear.asr.transducer import TransducerConfig, TransducerModel  # made on top of AsrModel
-
-    transducer = TransducerConfig(**content["transducer"])
-    return TransducerModel(student, tokenizer, transducer, dropout=dropout, layers=layers)
-
-
-def find_tokenizer(folder: Path) -> Path:
-    """Finds the tokenizer of a run folder, or of the run that a checkpoint folder lies in."""
-    for candidate in (folder, folder.parent, folder.parent.parent):
-        if (candidate / TOKENIZER_FOLDER).is_dir():
-            return candidate / TOKENIZER_FOLDER
-    return folder / TOKENIZER_FOLDER

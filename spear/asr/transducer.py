@@ -93,9 +93,10 @@ class TransducerModel(AsrModel):
         super().__init__(config, tokenizer, dropout, layers, consistency_weight)
         self.transducer = transducer
         vocab_size, decoder_dim = tokenizer.vocab_size, transducer.decoder_dim
+        output_dim = self.encoder.output_dim
         self.decoder = Decoder(vocab_size, decoder_dim, transducer.context_size)
-        self.joiner = Joiner(self.output_dim, decoder_dim, transducer.joiner_dim, vocab_size)
-        self.simple_am_proj = scaled_linear(self.output_dim, vocab_size, PROJECTION_SCALE)
+        self.joiner = Joiner(output_dim, decoder_dim, transducer.joiner_dim, vocab_size)
+        self.simple_am_proj = scaled_linear(output_dim, vocab_size, PROJECTION_SCALE)
         self.simple_lm_proj = scaled_linear(decoder_dim, vocab_size, PROJECTION_SCALE)
         self._warmth = 1.0
 

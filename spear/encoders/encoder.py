@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from spear.audio.checks import (
-    FRAME_HOP,
     SAMPLE_RATE_HZ,
     as_recording,
     check_audio,
@@ -50,14 +49,6 @@ class EncoderOutput(dict[str, Any]):
             raise AttributeError(name) from None
 
 
-class MaskableZipformer(Zipformer):
-    """A Zipformer with the vector that stands for masked fbank frames during pre-training."""
-
-    def __init__(self, config: ZipformerConfig) -> None:
-        super().__init__(config)
-        self.mask_emb = nn.Parameter(torch.empty(config.feature_dim).uniform_(-1, 1))
-
-
 class DeferredFbank:
     """Log-mel features whose constants are made on first use, on the device of the audio.
 
@@ -89,7 +80,7 @@ class SpearEncoder(nn.Module):
 
     Attributes:
         config: The same.
-        model: The Zipformer with its mask vector.
+        model: The Zipformer; in pre-training its parameter `mask_emb` stood for masked frames.
         sampling_rate: 16000, in Hz.
         frame_rate_hz: Frames per second of `encoder_out`.
         output_dim: Width of `encoder_out`.
@@ -99,10 +90,12 @@ class SpearEncoder(nn.Module):
     def __init__(self, config: ZipformerConfig) -> None:
         super().__init__()
         self.config = config
-        self.model = MaskableZipformer(config)
+        self.model = Zipformer(config)
+        mask_emb = nn.Parameter(torch.empty(config.feature_dim).uniform_(-1, 1))
+        self.model.register_parameter("mask_emb", mask_emb)
         self.fbank = DeferredFbank(config.feature_dim)
         self.sampling_rate = SAMPLE_RATE_HZ
-        self.frame_rate_hz = SAMPLE_RATE_HZ / FRAME_HOP / config.output_downsampling_factor
+        self.frame_rate_hz = self.model.frame_rate_hz
         self.output_dim = self.model.output_dim
         self.num_layers = sum(config.num_encoder_layers)
 
@@ -130,6 +123,11 @@ class SpearEncoder(nn.Module):
         check_audio(audio, audio_lens)
         fbank, fbank_lens = self.fbank(audio, audio_lens)
         return self.encode_fbank(fbank, fbank_lens)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
 
     def num_frames(self, num_samples: int) -> int:
         """Returns how many frames of `encoder_out` a recording of so many samples has."""
@@ -204,7 +202,7 @@ class SpearEncoder(nn.Module):
                 check_samples(piece)
                 yield piece.float()
 
-        fbank = self.fbank.on(self.model.mask_emb.device)
+        fbank = self.fbank.on(self.device)
         if layers or not can_stream(self.config):
             windows = Windows.of_seconds(window_s, context_s, self.model)
             yield from encode_windows(self.model, fbank, pieces(), windows, layers)
@@ -220,7 +218,7 @@ class SpearEncoder(nn.Module):
         Raises:
             ConfigError: The model cannot stream; it says why.
         """
-        return AudioStream(self.fbank.on(self.model.mask_emb.device), self.model)
+        return AudioStream(self.fbank.on(self.device), self.model)
 
 
 def _as_output(

@@ -72,7 +72,7 @@ def load_checkpoint(
     config = encoder_config(path, content, state, student)
     encoder = SpearEncoder(config)
     own = encoder_weights(own, config)
-    own.setdefault(_MASK, encoder.model.mask_emb.detach())
+    own.setdefault(_MASK, encoder.model.get_parameter(_MASK).detach())
     load_exact(encoder.model, own, str(path))
     return encoder.eval(), sorted(left_aside)
 

@@ -1,10 +1,9 @@
 """The pre-trained encoder in a fine-tuning: where it comes from, and when it learns how fast.
 
-A fine-tuned model is a Zipformer with a head beside it: `encoder_embed.*` and `encoder.*` are the
-encoder's weights, other prefixes the head's. The encoder may stay frozen while a new head finds its
-place, and learns more slowly afterwards. Freezing is by `requires_grad`: an optimiser that sees
-zero gradients instead would age its statistics, and the first updates after unfreezing would be
-several times too large.
+A fine-tuned model holds an encoder, whose weights are `encoder.*`, and a head. The encoder may stay
+frozen while a new head finds its place, and learns more slowly afterwards. Freezing is by
+`requires_grad`: an optimiser that sees zero gradients instead would age its statistics, and the
+first updates after unfreezing would be several times too large.
 """
 
 from collections.abc import Collection
@@ -22,7 +21,7 @@ from spear.zipformer.weights import load_exact
 
 logger = get_logger(__name__)
 
-ENCODER_PREFIXES = ("encoder_embed.", "encoder.")
+_OUTPUT_RATE = "encoder.downsample_output."
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class EncoderPace:
     """Freezes the encoder of a model at first, and moves its schedules.
 
     Args:
-        model: A Zipformer with a head.
+        model: It holds `encoder`, and a head.
         start: When it begins to learn, and how fast.
         idle: Names of weights that the model does not use: they stay frozen for good.
     """
@@ -94,7 +93,7 @@ class EncoderPace:
 
 def is_of_encoder(name: str) -> bool:
     """Whether a weight of this name belongs to the encoder, not to the head."""
-    return name.startswith(ENCODER_PREFIXES)
+    return name.startswith("encoder.")
 
 
 def resolve_student(
@@ -116,20 +115,19 @@ def load_encoder(model: nn.Module, state: dict[str, Tensor], source: str) -> Non
     downsampling, which the other has not, keep their initial value or stay behind.
 
     Args:
-        model: What to fill.
-        state: Weights of a pre-trained Zipformer: `encoder_embed.*`, `encoder.*`, and perhaps
-            `mask_emb`, which has no use here.
+        model: It holds `encoder`.
+        state: Weights by the encoder's own names, and perhaps `mask_emb`, which has no use here.
         source: Where they come from, for messages.
 
     Raises:
         CheckpointError: Any other weight is missing, surplus or of another shape.
     """
-    own = model.state_dict()
-    body = {name: value for name, value in state.items() if name != "mask_emb"}
-    for name in [name for name in {**own, **body} if name.startswith("encoder.downsample_output.")]:
-        if name in own:
-            body.setdefault(name, own[name])
-        else:
-            del body[name]
-    head = {name: value for name, value in own.items() if not is_of_encoder(name)}
-    load_exact(model, {**body, **head}, source)
+    encoder = model.get_submodule("encoder")
+    own = encoder.state_dict()
+    rate = {name: value for name, value in own.items() if name.startswith(_OUTPUT_RATE)}
+    body = {
+        name: value
+        for name, value in state.items()
+        if name != "mask_emb" and (name in own or not name.startswith(_OUTPUT_RATE))
+    }
+    load_exact(encoder, {**rate, **body}, source)

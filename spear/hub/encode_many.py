@@ -81,7 +81,7 @@ def _encode_together(
 ) -> Iterator[list[Tensor]]:
     """Encodes a batch; yields the chosen layers (T, D_layer) of each recording."""
     audio, lens = pad_audio(waveforms)
-    device = model.model.mask_emb.device
+    device = model.device
     out = model(audio.to(device), lens.to(device))
     every = (out["embeddings"], *out["hidden_states"])
     chosen = [out["encoder_out"]] if layers is None else [every[layer] for layer in layers]

@@ -24,7 +24,7 @@ from spear.errors import CheckpointError
 from spear.hub.model_card import model_card, training_record
 from spear.hub.plain_ctc import check_plain_ctc
 from spear.hub.remote_code import AUTO_MAP, write_code
-from spear.hub.token_heads import RUN_PREFIX, write_token_heads
+from spear.hub.token_heads import write_token_heads
 from spear.system.files import atomic_folder, sha256_of
 from spear.system.model_folder import CONFIG_FILE
 from spear.system.progress import get_logger
@@ -35,17 +35,6 @@ from spear.zipformer.weights import load_exact
 logger = get_logger(__name__)
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
-_HEADS = (
-    RUN_PREFIX,
-    "ctc_head.",
-    "layer_mix.",
-    "decoder.",
-    "joiner.",
-    "simple_am_proj.",
-    "simple_lm_proj.",
-    "tagging_head.",
-)
-"""What tasks put on an encoder; an export of the encoder leaves it out."""
 _CTC_LINEAR = "ctc_head.linear."
 _PREPROCESSOR = {
     "feature_extractor_type": "SpearFeatureExtractor",
@@ -124,7 +113,7 @@ def write_model_folder(
 def _write_recognizer(run_dir: Path, output: Path, origin: Mapping[str, Any]) -> None:
     """Writes a run of `spear finetune-asr` as a folder for `load_asr_model`."""
     from spear.asr.apply.recognizer_folder import write_recognizer
-    from spear.asr.model import load_asr_model
+    from spear.asr.loading import load_asr_model
 
     kept = {name: origin[name] for name in ("weights", "training")}
     write_recognizer(load_asr_model(run_dir, origin["weights"]), output, kept)
@@ -134,7 +123,7 @@ def _write_ctc_folder(
     encoder: SpearEncoder, run_dir: Path, output: Path, origin: Mapping[str, Any]
 ) -> None:
     """Writes a run of `spear finetune-asr` as a folder for transformers' `AutoModelForCTC`."""
-    from spear.asr.model import TOKENIZER_FOLDER, load_asr_model
+    from spear.asr.loading import TOKENIZER_FOLDER, load_asr_model
 
     recognizer = load_asr_model(run_dir, origin["weights"])
     check_plain_ctc(recognizer, run_dir)
@@ -178,11 +167,14 @@ def _write_folder(
 
 
 def _encoder_with(student: ZipformerConfig, state: dict[str, Tensor], source: str) -> SpearEncoder:
-    heads = sorted(name for name in state if name.startswith(_HEADS))
-    body = {f"model.{name}": value for name, value in state.items() if name not in heads}
+    body = {
+        f"model.{name.removeprefix('encoder.')}": value
+        for name, value in state.items()
+        if name.startswith("encoder.") or name == "mask_emb"
+    }
     encoder = SpearEncoder(student)
     # A fine-tuned encoder never sees the mask vector; a loaded one must have it all the same.
-    body.setdefault("model.mask_emb", encoder.model.mask_emb.detach())
+    body.setdefault("model.mask_emb", encoder.model.get_parameter("mask_emb").detach())
     load_exact(encoder, body, source)
     return encoder
 

@@ -1,8 +1,7 @@
-"""The model of pre-training: a Zipformer that sees masked features, and one head per teacher.
+"""The model of pre-training: an encoder that sees masked features, and one head per teacher.
 
-Its parameters are those of the Zipformer (`encoder_embed.*`, `encoder.*`) with the vector that
-stands for masked frames (`mask_emb`) and the heads (`heads.{teacher}.*`), so a checkpoint of it is
-an encoder's checkpoint with heads.
+Its parameters are the encoder's (`encoder.*`), the vector that stands for masked frames
+(`mask_emb`) and the heads (`heads.{teacher}.*`).
 """
 
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from spear.data.formats.tokens import MAX_CODEBOOK_SIZE
 from spear.encoders.frame_grid import StudentFrames
+from spear.encoders.protocol import Encoder
 from spear.errors import ConfigError
 from spear.pretrain.collate import PretrainBatch
 from spear.pretrain.losses import LossConfig, TokenHead, frame_weights
@@ -51,16 +51,17 @@ class TeacherTarget:
             )
 
 
-class PretrainModel(Zipformer):
+class PretrainModel(nn.Module):
     """Predicts teachers' tokens from masked features.
 
     Args:
-        student: The Zipformer.
+        student: The encoder.
         teachers: Name -> what is predicted.
         loss: Weights.
         channel_mask_value: What masked mel bins are set to.
 
     Attributes:
+        encoder: What is trained.
         mask_emb: (M,) parameter, replaces masked fbank frames.
         heads: Teacher -> `TokenHead`.
         baselines: Teacher -> `UnigramBaseline`, of which nothing is saved.
@@ -74,7 +75,8 @@ class PretrainModel(Zipformer):
         loss: LossConfig,
         channel_mask_value: float = 0.0,
     ) -> None:
-        super().__init__(student)
+        super().__init__()
+        self.encoder: Encoder = Zipformer(student)
         self.loss_config = loss
         self.channel_mask_value = channel_mask_value
         self.frames = StudentFrames(student.frontend_pad)
@@ -82,7 +84,7 @@ class PretrainModel(Zipformer):
         self.mask_emb = nn.Parameter(torch.empty(student.feature_dim).uniform_(-1.0, 1.0))
         self.heads = nn.ModuleDict(
             {
-                name: TokenHead(self.output_dim, target.num_codebooks, target.codebook_size)
+                name: TokenHead(self.encoder.output_dim, target.num_codebooks, target.codebook_size)
                 for name, target in teachers.items()
             }
         )
@@ -112,10 +114,9 @@ class PretrainModel(Zipformer):
         fbank = mask_features(
             batch.fbank, batch.mask, batch.channel_mask, self.mask_emb, self.channel_mask_value
         )
-        output: Tensor = super().forward(fbank, batch.fbank_lens).output
-        return output
+        return self.encoder(fbank, batch.fbank_lens).output
 
-    def forward(self, batch: PretrainBatch) -> StepOutput:  # type: ignore[override]
+    def forward(self, batch: PretrainBatch) -> StepOutput:
         """Computes every teacher's loss term and metrics on a batch, without waiting for a GPU.
 
         Returns:

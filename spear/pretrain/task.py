@@ -77,7 +77,7 @@ class PretrainTask:
             self._model = PretrainModel(
                 config.student, config.teachers, config.loss, config.mask.channel_mask_value
             )
-        self._model.set_checkpointing(config.activation_checkpointing)
+        self._model.encoder.set_checkpointing(config.activation_checkpointing)
         self.model = self._model
         self._set_baselines(index)
         self._describe(index)

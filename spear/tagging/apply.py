@@ -32,7 +32,7 @@ class Tagger:
         self, model: TaggingModel, *, window_s: float = 10.0, batch_s: float = 100.0
     ) -> None:
         self.model = model
-        self.fbank = Fbank(num_mel_bins=model.config.feature_dim)
+        self.fbank = Fbank(num_mel_bins=model.encoder.config.feature_dim)
         self.device = next(model.parameters()).device
         self._window = max(1, round(window_s * SAMPLE_RATE_HZ))
         self._windows_at_once = max(1, int(batch_s / window_s))

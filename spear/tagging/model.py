@@ -1,8 +1,7 @@
-"""The tagger: a Zipformer with one linear layer on its frames, pooled over time.
+"""The tagger: an encoder with one linear layer on its frames, pooled over time.
 
-Takes log-mel features, gives probabilities of classes or the training loss. Its weights are named
-`encoder_embed.*`, `encoder.*` and `tagging_head.*`, so encoder weights move between pre-training,
-exports and taggers without a translation table.
+Takes log-mel features, gives probabilities of classes or the training loss. Its weights are the
+encoder's (`encoder.*`) and `tagging_head.*`.
 """
 
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spear.encoders.protocol import Encoder
 from spear.errors import CheckpointError
 from spear.tagging.data import TaggingBatch
 from spear.tagging.labels import Classes
@@ -24,10 +24,8 @@ from spear.zipformer.weights import load_exact
 TASK = "tagging"
 
 
-class TaggingModel(Zipformer):
-    """Says which of its classes are in a recording, each for itself.
-
-    It is a Zipformer so that the weights' names are those of one; called, it does a training step.
+class TaggingModel(nn.Module):
+    """Says which of its classes are in a recording, each for itself; called, it does a step.
 
     Args:
         config: The encoder.
@@ -43,15 +41,16 @@ class TaggingModel(Zipformer):
         pooling: Pooling = "mean",
         dropout: float = 0.1,
     ) -> None:
-        super().__init__(config)
+        super().__init__()
+        self.encoder: Encoder = Zipformer(config)
         self.classes = classes
         self.pooling: Pooling = pooling
         self.dropout = dropout
         self.tagging_head = nn.Sequential(
-            nn.Dropout(dropout), nn.Linear(self.output_dim, len(classes))
+            nn.Dropout(dropout), nn.Linear(self.encoder.output_dim, len(classes))
         )
 
-    def forward(self, batch: TaggingBatch) -> StepOutput:  # type: ignore[override]
+    def forward(self, batch: TaggingBatch) -> StepOutput:
         """Computes the loss of a batch, and in evaluation mode how well classes are ranked."""
         logits = pool(*self.frame_logits(batch.fbank, batch.fbank_lens), self.pooling)
         loss = F.binary_cross_entropy_with_logits(logits, batch.targets, reduction="sum")
@@ -69,7 +68,7 @@ class TaggingModel(Zipformer):
         Returns:
             (B, T', C) logits and (B,) int64 valid frames.
         """
-        encoded = super().forward(fbank, fbank_lens)
+        encoded = self.encoder(fbank, fbank_lens)
         return self.tagging_head(encoded.output), encoded.lens
 
     @torch.no_grad()
@@ -88,7 +87,7 @@ class TaggingModel(Zipformer):
         """Returns what rebuilds the model, as JSON."""
         return {
             "task": TASK,
-            "student": self.config.to_dict(),
+            "student": self.encoder.config.to_dict(),
             "classes": dict(zip(self.classes.labels, self.classes.names, strict=True)),
             "pooling": self.pooling,
             "dropout": self.dropout,

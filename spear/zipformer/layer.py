@@ -46,6 +46,9 @@ class ZipformerLayer(nn.Module):
         skip_rate: Probability to leave the whole layer out of an utterance, or its schedule.
     """
 
+    is_shard_unit = True
+    """Where parameters are spread over processes, those of a layer travel together."""
+
     def __init__(self, shape: LayerShape, dropout: FloatLike, skip_rate: FloatLike) -> None:
         super().__init__()
         self.shape = shape

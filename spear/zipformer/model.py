@@ -17,6 +17,7 @@ from spear.zipformer.schedule import FloatLike, ScheduledFloat
 from spear.zipformer.stack import DownsampledStack, ZipformerStack
 from spear.zipformer.subsampling import Conv2dSubsampling, num_subsampled
 
+_LAYER_RATE_HZ = 50.0
 _FEATURE_DROP_PROB = 0.125
 _FINAL_LAYER_SKIP = 0.035
 
@@ -187,6 +188,7 @@ class Zipformer(nn.Module):
     Attributes:
         config: The same.
         output_dim: Channels of the output.
+        frame_rate_hz: Frames of the output in a second.
         layer_dims: Channels of the front end's output and of each layer's.
     """
 
@@ -194,6 +196,7 @@ class Zipformer(nn.Module):
         super().__init__()
         self.config = config
         self.output_dim = config.output_dim
+        self.frame_rate_hz = _LAYER_RATE_HZ / config.output_downsampling_factor
         stacks = zip(config.encoder_dim, config.num_encoder_layers, strict=True)
         layers = (dim for dim, num_layers in stacks for _ in range(num_layers))
         self.layer_dims = (config.encoder_dim[0], *layers)

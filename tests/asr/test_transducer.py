@@ -9,7 +9,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from spear.asr.apply.recognize import transcribe
-from spear.asr.model import AsrModel, load_asr_model
+from spear.asr.loading import load_asr_model
+from spear.asr.model import AsrModel
 from spear.asr.rnnt.losses import rnnt_loss
 from spear.asr.search.ctc_beam import BeamConfig
 from spear.asr.search.search import SearchConfig
@@ -82,7 +83,7 @@ def test_every_loss_is_there_per_frame_with_its_weight(model, tokenizer):
     batch = make_batch(tokenizer)
     output = model(batch)
     assert set(output.terms) == {"ctc", "simple", "pruned"}
-    num_frames = sum(model.num_output_frames(num) for num in (60, 40, 30))
+    num_frames = sum(model.encoder.num_output_frames(num) for num in (60, 40, 30))
     for name, weight in model.loss_weights().items():
         assert output.terms[name].weight == weight
         assert int(output.terms[name].count) == num_frames
@@ -140,7 +141,7 @@ def test_what_does_not_fit_is_left_out_and_counted(model, tokenizer):
     only = model(make_alone(batch, 0, 60, 5))
     assert output.metrics["transducer_left_out"].total == 2
     for name in ("simple", "pruned"):
-        assert int(output.terms[name].count) == model.num_output_frames(60)
+        assert int(output.terms[name].count) == model.encoder.num_output_frames(60)
         torch.testing.assert_close(output.terms[name].total, only.terms[name].total)
     sum(term.total for term in output.terms.values()).backward()
     for name, parameter in model.named_parameters():
@@ -163,7 +164,7 @@ def test_fits_is_what_a_path_needs(model, frames):
         tokens = torch.full((1, num_labels), 2)
         batch = AsrBatch([""], 1.0, torch.zeros(1, 0, 20), sizes[0], tokens, sizes[1], [""])
         torch.manual_seed(0)
-        encoded = torch.randn(1, frames, model.output_dim)
+        encoded = torch.randn(1, frames, model.encoder.output_dim)
         losses = model._transducer_losses(encoded, sizes[0], batch)
         assert losses["simple"].isfinite()
         assert bool(losses["pruned"].isfinite()) == expected

@@ -49,7 +49,7 @@ def test_predictions_are_those_of_the_run(tmp_path: Path) -> None:
     write_token_heads(tmp_path, model.state_dict(), TEACHERS)
     heads = load_token_heads(tmp_path)
     assert heads is not None
-    frames = torch.randn(7, model.output_dim)
+    frames = torch.randn(7, model.encoder.output_dim)
     predicted = heads.predict(frames)
     assert list(predicted) == list(TEACHERS)
     for name, target in targets.items():

@@ -45,7 +45,7 @@ def write_run(folder: Path) -> None:
         averaged={name: value.double() for name, value in state.items()},
         optimizer={},
         state={"position": {"step": 2}, "num_averaged": 1},
-        config={"student": model.config.to_dict(), "teachers": teachers},
+        config={"student": model.encoder.config.to_dict(), "teachers": teachers},
     )
     save_checkpoint(checkpoint_path(folder, 2), content)
 

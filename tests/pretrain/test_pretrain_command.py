@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from test_pretrain_model import TEACHERS, small_student
 
 from spear.config import load_config, parse_config, to_dict, write_yaml
@@ -22,7 +23,9 @@ from spear.pretrain.augment import AugmentConfig
 from spear.pretrain.command import PretrainConfig, run, write_results
 from spear.pretrain.losses import LossConfig
 from spear.pretrain.task import PretrainTask
+from spear.system.files import sha256_of
 from spear.training import TrainConfig, load_weights
+from spear.training.checkpoints.checkpoint import AVERAGED, MODEL, checkpoint_path
 from tests.pretrain.small_shards import make_clip, write_corpus, write_shards
 
 STEPS = 30
@@ -149,12 +152,7 @@ def test_validation_is_masked_and_the_same_each_time(corpus, tmp_path):
 
 def test_a_checkpoint_holds_the_encoder_under_its_own_names(finished):
     state, content = load_weights(finished, "averaged")
-    assert {name.split(".")[0] for name in state} == {
-        "encoder_embed",
-        "encoder",
-        "mask_emb",
-        "heads",
-    }
+    assert {name.split(".")[0] for name in state} == {"encoder", "mask_emb", "heads"}
     assert content["student"]["encoder_dim"] == [32, 48]
     assert content["teachers"]["dasheng"] == {
         "role": "audio",
@@ -162,6 +160,44 @@ def test_a_checkpoint_holds_the_encoder_under_its_own_names(finished):
         "codebook_size": 16,
         "frame_rate_hz": 25.0,
     }
+
+
+def to_previous_format(checkpoint):
+    """Turns a checkpoint into one of format 2, where models were encoders and held none."""
+
+    def renamed(values):
+        return {name.removeprefix("encoder."): value for name, value in values.items()}
+
+    for name in (MODEL, AVERAGED):
+        save_file(renamed(load_file(checkpoint / name)), checkpoint / name)
+    saved = torch.load(checkpoint / "optimizer.pt", weights_only=True)
+    saved["optimizer"]["parameters"] = renamed(saved["optimizer"]["parameters"])
+    torch.save(saved, checkpoint / "optimizer.pt")
+    state = json.loads((checkpoint / "state.json").read_text())
+    (checkpoint / "state.json").write_text(json.dumps({**state, "format_version": 2}))
+    sums = {
+        file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
+        for file in checkpoint.iterdir()
+        if file.name != "checksums.json"
+    }
+    (checkpoint / "checksums.json").write_text(json.dumps(sums))
+
+
+def test_checkpoints_of_the_previous_format_load_and_go_on(corpus, tmp_path):
+    config = make_config(corpus, tmp_path / "whole", max_steps=4)
+    config.train.save_every, config.train.averaging_every = 2, 1
+    run(config)
+    shutil.copytree(tmp_path / "whole", tmp_path / "old")
+    shutil.rmtree(checkpoint_path(tmp_path / "old", 4))
+    to_previous_format(checkpoint_path(tmp_path / "old", 2))
+    for weights in ("last", "averaged"):
+        old, _ = load_weights(tmp_path / "old", weights)
+        new, _ = load_weights(checkpoint_path(tmp_path / "whole", 2), weights)
+        assert old.keys() == new.keys()
+        assert all(torch.equal(old[name], new[name]) for name in new)
+    run(replace(config, train=replace(config.train, output_dir=str(tmp_path / "old"))))
+    states = [load_file(checkpoint_path(tmp_path / n, 4) / MODEL) for n in ("whole", "old")]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def test_weights_depend_on_the_seed_alone(corpus, tmp_path):

@@ -88,7 +88,7 @@ def test_a_new_tagger_expects_each_class_as_often_as_it_occurs(model):
 def test_a_run_folder_gives_the_trained_tagger_back(trained_run):
     model = load_tagging_model(trained_run, weights="last")
     stored = load_file(trained_run / "checkpoints" / "step-00000040" / "model.safetensors")
-    assert {name.split(".")[0] for name in stored} == {"encoder_embed", "encoder", "tagging_head"}
+    assert {name.split(".")[0] for name in stored} == {"encoder", "tagging_head"}
     assert all(torch.equal(value, stored[name]) for name, value in model.state_dict().items())
     assert model.classes.names == ("a low tone", "middle", "a high tone")
     assert not model.training
@@ -105,7 +105,7 @@ def test_other_folders_are_refused(trained_run, tmp_path):
 
 def test_the_loss_is_binary_cross_entropy_per_clip_and_class(model, sound_dir, data_config):
     data = TaggingData(data_config(sound_dir), num_mel_bins=40, seed=0)
-    model = TaggingModel(model.config, data.classes, "mean", dropout=0.0).eval()
+    model = TaggingModel(model.encoder.config, data.classes, "mean", dropout=0.0).eval()
     batch = next(data.valid_batches(0, 1))
     with torch.no_grad():
         term = model(batch).terms["bce"]

@@ -93,7 +93,7 @@ class Run:
 
     def wrap(self) -> nn.Module:
         """Freezes the front end for two steps; DDP wants to be told."""
-        self.model.encoder_embed.requires_grad_(self.num_steps >= 2)
+        self.model.encoder.encoder_embed.requires_grad_(self.num_steps >= 2)
         return self.model if self.is_sharded else DistributedDataParallel(self.model)
 
     def step(self, spoil: bool = False) -> float:

@@ -22,7 +22,8 @@ from spear.asr.apply.scoring import (
     write_score_files,
 )
 from spear.asr.apply.utterances import Recording, find_audio, from_file, from_shards
-from spear.asr.model import AsrModel, Transcript, is_recognizer_folder, load_asr_model
+from spear.asr.loading import is_recognizer_folder, load_asr_model
+from spear.asr.model import AsrModel, Transcript
 from spear.asr.search.search import Search, SearchConfig
 from spear.asr.tokenizer import normalize
 from spear.data.index.shard_folder import ShardFolder

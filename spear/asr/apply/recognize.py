@@ -63,7 +63,7 @@ def recognize(
     """
     groups = pack_by_length([recording.duration_s for recording in recordings], batch_s)
     loader = DataLoader(
-        FeatureBatches(recordings, groups, search.model.config.feature_dim),
+        FeatureBatches(recordings, groups, search.model.encoder.config.feature_dim),
         batch_size=None,
         shuffle=False,
         num_workers=min(num_workers, len(groups)),

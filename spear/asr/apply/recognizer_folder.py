@@ -15,12 +15,8 @@ from typing import Any
 from safetensors.torch import save_file
 
 from spear import __version__
-from spear.asr.model import (
-    RECOGNIZER_FILE,
-    RECOGNIZER_WEIGHTS,
-    TOKENIZER_FOLDER,
-    AsrModel,
-)
+from spear.asr.loading import RECOGNIZER_FILE, RECOGNIZER_WEIGHTS, TOKENIZER_FOLDER
+from spear.asr.model import AsrModel
 from spear.system.files import atomic_folder, sha256_of, write_json
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from spear.asr.model import AsrModel, Transcript
 from spear.asr.search.search import begin_greedy
 from spear.audio import Fbank
+from spear.audio.checks import check_samples
 from spear.audio.fbank_stream import FbankStream
 from spear.errors import ConfigError
 from spear.zipformer.streaming import ZipformerStream
@@ -34,9 +35,9 @@ class StreamingRecognizer:
                 f"a recogniser of layers {model.layers!r} cannot stream: train it with layers last"
             )
         self._model = model
-        self._stream = ZipformerStream(model)
+        self._stream = ZipformerStream(model.encoder)
         self._search = begin_greedy(model, batch_size=1)
-        fbank = Fbank(num_mel_bins=model.config.feature_dim)
+        fbank = Fbank(num_mel_bins=model.encoder.config.feature_dim)
         self._fbank = FbankStream(fbank.to(next(model.parameters()).device))
         self.transcript = Transcript("", [], [])
 
@@ -52,8 +53,6 @@ class StreamingRecognizer:
         Raises:
             AudioError: The samples have another shape or type, or are unusable.
         """
-        from spear.audio.checks import check_samples  # the hub needs this package
-
         check_samples(audio)
         return self._read(self._stream.push(self._fbank.push(audio)))
 

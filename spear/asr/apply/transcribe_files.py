@@ -19,7 +19,8 @@ from spear.asr.apply.long_recordings import WindowConfig, cut_windows, stitch
 from spear.asr.apply.recognize import recognize
 from spear.asr.apply.streaming_recognizer import StreamingRecognizer
 from spear.asr.apply.subtitles import as_json, as_srt, subtitle_lines, words_of
-from spear.asr.model import AsrModel, Transcript, load_asr_model
+from spear.asr.loading import load_asr_model
+from spear.asr.model import AsrModel, Transcript
 from spear.asr.search.search import Search, SearchConfig
 from spear.asr.tokenizer import WORD_BEGIN
 from spear.audio import SAMPLE_RATE_HZ, check_audio

@@ -6,18 +6,19 @@ folder holds all that decoding needs: configuration, tokenizer, checkpoints.
 """
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from spear.asr.model import TOKENIZER_FOLDER, AsrModel, find_tokenizer, with_output_rate
+from spear.asr.loading import TOKENIZER_FOLDER, build_model, find_tokenizer
+from spear.asr.model import AsrModel
 from spear.asr.tokenizer import Tokenizer, TokenizerConfig
 from spear.asr.train.data import AsrData, AsrDataConfig, TranscribedCuts
 from spear.asr.train.task import AsrTask
 from spear.asr.train.transcripts import check_transcripts
-from spear.asr.transducer import TransducerConfig, TransducerModel
+from spear.asr.transducer import TransducerConfig
 from spear.config import to_dict
 from spear.encoders.loading import from_pretrained
 from spear.errors import ConfigError
@@ -100,10 +101,10 @@ def run(config: FinetuneAsrConfig) -> None:
 
 def build_task(config: FinetuneAsrConfig) -> AsrTask:
     """Builds model and data, and puts the tokenizer into the run folder."""
-    student = with_output_rate(
-        resolve_student(config.init, config.init_config, config.student),
-        config.output_downsampling_factor,
-    )
+    student = resolve_student(config.init, config.init_config, config.student)
+    if config.output_downsampling_factor is not None:
+        factor = config.output_downsampling_factor
+        student = replace(student, output_downsampling_factor=factor)
     cuts = TranscribedCuts(config.data.train, "train", config.data.skip_untranscribed)
     tokenizer = prepare_tokenizer(
         Path(config.train.output_dir) / TOKENIZER_FOLDER,
@@ -112,7 +113,14 @@ def build_task(config: FinetuneAsrConfig) -> AsrTask:
         config.tokenizer_from,
     )
     torch.manual_seed(config.train.seed)  # every rank starts from the same weights
-    model = build_model(config, student, tokenizer)
+    model = build_model(
+        student,
+        tokenizer,
+        config.transducer if config.head == "transducer" else None,
+        dropout=config.ctc_dropout,
+        layers=config.layers,
+        consistency_weight=config.data.consistency.weight,
+    )
     if config.init is not None:
         load_encoder(model, from_pretrained(config.init).model.state_dict(), config.init)
     data = AsrData(
@@ -124,25 +132,8 @@ def build_task(config: FinetuneAsrConfig) -> AsrTask:
         pin=config.train.device != "cpu" and torch.cuda.is_available(),
     )
     _log_sizes(cuts, tokenizer, model)
-    check_transcripts(cuts, tokenizer, model.num_output_frames).log()
+    check_transcripts(cuts, tokenizer, model.encoder.num_output_frames).log()
     return AsrTask(model, data, config.encoder_start())
-
-
-def build_model(
-    config: FinetuneAsrConfig, student: ZipformerConfig, tokenizer: Tokenizer
-) -> AsrModel:
-    """Builds the recogniser, with weights as torch's generator draws them."""
-    weight = config.data.consistency.weight
-    if config.head == "ctc":
-        return AsrModel(student, tokenizer, config.ctc_dropout, config.layers, weight)
-    return TransducerModel(
-        student,
-        tokenizer,
-        config.transducer,
-        dropout=config.ctc_dropout,
-        layers=config.layers,
-        consistency_weight=weight,
-    )
 
 
 def prepare_tokenizer(

@@ -100,7 +100,9 @@ class AsrTask:
     def _frames(self, batch: AsrBatch) -> list[tuple[int, int]]:
         """Returns the output frames of each utterance, and how many its labels need."""
         needed = num_frames_needed(batch.tokens, batch.token_lens).clamp(min=1).tolist()
-        there = [self.recognizer.num_output_frames(num) for num in batch.fbank_lens.tolist()]
+        there = [
+            self.recognizer.encoder.num_output_frames(num) for num in batch.fbank_lens.tolist()
+        ]
         return list(zip(there, needed, strict=True))
 
     def _name_infeasible(self, batch: AsrBatch) -> None:

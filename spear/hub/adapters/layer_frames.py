@@ -71,7 +71,7 @@ class LayerFrames:
 
     def _batch(self, audio: Tensor, lens: Tensor) -> Tensor:
         """Encodes (B, S) audio at once, to (B, T, D)."""
-        device = self._encoder.model.mask_emb.device
+        device = self._encoder.device
         return self._pick(self._encoder(audio.to(device), lens.to(device))).to(audio.device)
 
     def _recording(self, audio: Tensor) -> Tensor:

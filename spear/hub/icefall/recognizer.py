@@ -65,12 +65,14 @@ def load_recognizer(
 
 
 def _our_name(name: str) -> str:
+    if name.startswith(ENCODER_PREFIXES):
+        return f"encoder.{name}"
     return _OUR_CTC + name.removeprefix(_THEIR_CTC) if name.startswith(_THEIR_CTC) else name
 
 
 def _is_read(name: str, model: AsrModel) -> bool:
     heads = (*_TRANSDUCER, _OUR_CTC) if isinstance(model, TransducerModel) else (_OUR_CTC,)
-    return name.startswith((*ENCODER_PREFIXES, *heads))
+    return name.startswith(("encoder.", *heads))
 
 
 def _check_vocabulary(state: Mapping[str, Tensor], tokenizer: Tokenizer, path: Path) -> None:

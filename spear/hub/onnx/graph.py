@@ -62,7 +62,7 @@ class OnnxGraph(nn.Module):
         """
         # With frames to spare even a single one reaches the end of the front end.
         longer = F.pad(x, (0, 0, 0, _EXTRA_FRAMES), value=LOG_EPS)
-        encoded = Zipformer.forward(self.zipformer, longer, x_lens)  # a recogniser has its own
+        encoded = self.zipformer(longer, x_lens)
         output = encoded.output[:, : -self.num_extra]
         return (output if self.head is None else self.head(output)), encoded.lens
 

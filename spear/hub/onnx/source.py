@@ -81,7 +81,7 @@ def _names_a_model(folder: Path) -> bool:
 
 
 def _of_run(folder: Path, weights: str) -> OnnxSource:
-    from spear.asr.model import load_asr_model
+    from spear.asr.loading import load_asr_model
 
     if not (folder / CONFIG_FILE).is_file() and not list_checkpoints(folder):
         raise CheckpointError(
@@ -90,7 +90,7 @@ def _of_run(folder: Path, weights: str) -> OnnxSource:
         )
     model = load_asr_model(folder, weights)
     check_plain_ctc(model, folder)
-    return OnnxSource(OnnxGraph(model, model.ctc_head), model.tokenizer.vocabulary)
+    return OnnxSource(OnnxGraph(model.encoder, model.ctc_head), model.tokenizer.vocabulary)
 
 
 def _of_recognizer(folder: Path, content: Mapping[str, Any]) -> OnnxSource:

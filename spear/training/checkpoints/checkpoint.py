@@ -35,7 +35,9 @@ from spear.system.model_folder import read_json_object
 from spear.system.progress import get_logger
 from spear.training.checkpoints.averaging import check_wide, mean_between
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+_OLD_FORMAT = 2
+_OLD_ENCODER = ("encoder_embed.", "encoder.")
 MODEL, AVERAGED, OPTIMIZER = "model.safetensors", "averaged.safetensors", "optimizer.pt"
 STATE, CONFIG, CHECKSUMS = "state.json", "config.json", "checksums.json"
 _NAME = re.compile(r"step-(\d{8,})")
@@ -193,10 +195,10 @@ def remove_old(
 def load_state(checkpoint: Path) -> dict[str, Any]:
     """Reads position and counters of a checkpoint."""
     state = read_json_object(checkpoint / STATE)
-    if state.get("format_version") != FORMAT_VERSION:
+    if state.get("format_version") not in (_OLD_FORMAT, FORMAT_VERSION):
         raise CheckpointError(
             f"{checkpoint} has format {state.get('format_version')}, this program reads "
-            f"{FORMAT_VERSION}: use the version of spear that wrote it"
+            f"{_OLD_FORMAT} and {FORMAT_VERSION}: use the version of spear that wrote it"
         )
     return state
 
@@ -218,13 +220,36 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"cannot read {path}: {error}") from error
 
 
+def load_part(checkpoint: Path, name: str) -> dict[str, Tensor]:
+    """Reads one of a checkpoint's two files of weights, by the names that they have today.
+
+    Raises:
+        CheckpointError: It is missing or broken.
+    """
+    return _present_names(load_tensors(checkpoint / name), checkpoint)
+
+
+def _present_names(values: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+    """Renames what belongs to an encoder: in format 2 models were encoders, now they hold one."""
+    if load_state(checkpoint)["format_version"] != _OLD_FORMAT:
+        return values
+    return {
+        f"encoder.{name}" if name.startswith(_OLD_ENCODER) else name: value
+        for name, value in values.items()
+    }
+
+
 def load_optimizer(checkpoint: Path) -> dict[str, Any]:
     """Reads the state of optimiser and schedule onto the CPU."""
     try:
-        return torch.load(checkpoint / OPTIMIZER, map_location="cpu", weights_only=True)
+        saved = torch.load(checkpoint / OPTIMIZER, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else error.__class__.__name__
         raise CheckpointError(f"cannot read {checkpoint / OPTIMIZER}: {reason}") from error
+    own = saved.get("optimizer", {})
+    if "parameters" in own:
+        own["parameters"] = _present_names(own["parameters"], checkpoint)
+    return saved
 
 
 def load_into(model: torch.nn.Module, state: Mapping[str, Tensor], origin: Path) -> None:
@@ -367,7 +392,7 @@ def _load_checked(checkpoint: Path, name: str) -> dict[str, Tensor]:
     damage = find_damage(checkpoint, (name, STATE, CONFIG))
     if damage is not None:
         raise CheckpointError(f"{checkpoint} is damaged: {damage}")
-    values = load_tensors(checkpoint / name)
+    values = load_part(checkpoint, name)
     if name == AVERAGED:
         check_wide(values, checkpoint / name)
     return values

@@ -116,7 +116,8 @@ class RunState:
         state = checkpoints.load_state(path)
         self._refuse_others(checkpoints.load_config(path), state)
         model_file = path / checkpoints.MODEL
-        weights = shard_like(checkpoints.load_tensors(model_file), self.model.state_dict())
+        whole = checkpoints.load_part(path, checkpoints.MODEL)
+        weights = shard_like(whole, self.model.state_dict())
         checkpoints.load_into(self.model, weights, model_file)
         saved = checkpoints.load_optimizer(path)
         try:
@@ -125,7 +126,7 @@ class RunState:
             raise CheckpointError(f"{path} does not fit the optimiser: {error}") from error
         self.scheduler.load_state_dict(saved["scheduler"])
         if self.average is not None:
-            averaged = checkpoints.load_tensors(path / checkpoints.AVERAGED)
+            averaged = checkpoints.load_part(path, checkpoints.AVERAGED)
             own = self.average.values
             self.average.load(shard_like(averaged, own), state["num_averaged"])
         self.position = Position(**state["position"], schedule_unit_s=self.config.schedule_unit_s)

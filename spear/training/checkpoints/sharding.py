@@ -28,11 +28,12 @@ from torch import Tensor, nn
 from spear.errors import ConfigError
 from spear.optim.shards import is_sharded, local, local_part, sharded_like
 from spear.system.distributed import Ranks
-from spear.zipformer.layer import ZipformerLayer
 
 
 def shard_model(model: nn.Module, ranks: Ranks, bf16: bool = False) -> None:
-    """Spreads a model over all processes, in place: every Zipformer layer, then the rest.
+    """Spreads a model over all processes, in place: every unit that it names, then the rest.
+
+    Units are the modules whose class has `is_shard_unit`: what is put together at one time.
 
     Rank 0's weights count. Names do not change, parameters do: they become DTensors, cut along
     dimension 0, and an optimiser is to be built after this. Parameters without dimensions (the
@@ -70,7 +71,7 @@ def shard_model(model: nn.Module, ranks: Ranks, bf16: bool = False) -> None:
         "ignored_params": {p for p in model.parameters() if p.ndim == 0},
     }
     for module in model.modules():
-        if isinstance(module, ZipformerLayer):
+        if getattr(module, "is_shard_unit", False):
             fully_shard(module, **options)
     fully_shard(model, **options)
 

@@ -12,7 +12,8 @@ import torch
 from spear.asr.apply.decode import DecodeConfig, run
 from spear.asr.apply.recognize import transcribe
 from spear.asr.apply.utterances import find_audio
-from spear.asr.model import AsrModel, load_asr_model
+from spear.asr.loading import load_asr_model
+from spear.asr.model import AsrModel
 from spear.asr.search.search import SearchConfig
 from spear.asr.tokenizer import Tokenizer, TokenizerConfig
 from spear.audio import Fbank
@@ -93,7 +94,7 @@ def test_recordings_without_frames_give_empty_text(model, sing):
 def test_times_are_those_of_the_frames_where_tokens_begin(model, sing):
     audio = torch.from_numpy(sing("AB CD"))
     (transcript,) = transcribe(model, [audio])
-    fbank, lens = Fbank(model.config.feature_dim)(audio[None], torch.tensor([len(audio)]))
+    fbank, lens = Fbank(model.encoder.config.feature_dim)(audio[None], torch.tensor([len(audio)]))
     with torch.no_grad():
         best = model.log_probs(fbank, lens)[0][0].argmax(dim=-1).tolist()
     frames = [round((time - 0.015) / 0.02) for time in transcript.times_s]
@@ -109,7 +110,7 @@ def test_times_are_those_of_the_frames_where_tokens_begin(model, sing):
 )
 def test_frame_times(model, frontend_pad, factor, expected):
     config = dataclasses.replace(
-        model.config, frontend_pad=frontend_pad, output_downsampling_factor=factor
+        model.encoder.config, frontend_pad=frontend_pad, output_downsampling_factor=factor
     )
     other = AsrModel(config, model.tokenizer)
     assert [other.frame_time_s(frame) for frame in (0, 10)] == expected

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import spear
-from spear.asr.model import load_asr_model
+from spear.asr.loading import load_asr_model
 from spear.asr.search.ctc_beam import BeamConfig
 from spear.asr.search.search import Search, SearchConfig
 from spear.asr.tokenizer import TokenizerConfig
@@ -30,7 +30,8 @@ def weights_at(run_dir, step):
 
 def split_state(state):
     head = {name: value for name, value in state.items() if name.startswith("ctc_head.")}
-    return {name: value for name, value in state.items() if name not in head}, head
+    encoder = {name: value for name, value in state.items() if name not in head}
+    return {name.removeprefix("encoder."): value for name, value in encoder.items()}, head
 
 
 def same(state, other):
@@ -47,7 +48,7 @@ def test_the_run_folder_holds_all_that_decoding_needs(trained_run):
     assert {"config.yaml", "tokenizer", "checkpoints"} <= {p.name for p in trained_run.iterdir()}
     names = load_asr_model(trained_run).state_dict()
     prefixes = {name.split(".")[0] for name in names}
-    assert prefixes == {"encoder_embed", "encoder", "ctc_head"}
+    assert prefixes == {"encoder", "ctc_head"}
 
 
 def test_the_stored_configuration_is_the_one_of_the_run(trained_run, tone_shards, make_config):
@@ -95,9 +96,9 @@ def test_a_25_hz_recogniser_starts_from_a_50_hz_encoder(
         tone_shards, tmp_path, 2, init=str(export_folder), output_downsampling_factor=2
     )
     task = build_task(config)
-    assert task.recognizer.num_output_frames(100) == 25
+    assert task.recognizer.encoder.num_output_frames(100) == 25
     run(config)
-    assert load_asr_model(tmp_path).config.output_downsampling_factor == 2
+    assert load_asr_model(tmp_path).encoder.config.output_downsampling_factor == 2
 
 
 def test_every_parameter_is_in_one_group_and_the_encoder_learns_slowly(

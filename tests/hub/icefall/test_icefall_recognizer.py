@@ -16,7 +16,8 @@ from spear.asr.apply.decode import DecodeConfig
 from spear.asr.apply.decode import run as decode
 from spear.asr.apply.recognize import transcribe
 from spear.asr.apply.recognizer_folder import write_recognizer
-from spear.asr.model import AsrModel, load_asr_model
+from spear.asr.loading import load_asr_model
+from spear.asr.model import AsrModel
 from spear.asr.search.search import Search, SearchConfig
 from spear.asr.tokenizer import Tokenizer
 from spear.asr.transducer import TransducerConfig, TransducerModel
@@ -61,14 +62,14 @@ def make_model(bpe_model: Path, head: str, **sizes: Any) -> AsrModel:
 
 def as_icefall(model: AsrModel, *left_out: str) -> dict[str, Tensor]:
     return {
-        name.replace("ctc_head.linear.", "ctc_output.1."): value
+        name.replace("ctc_head.linear.", "ctc_output.1.").removeprefix("encoder."): value
         for name, value in model.state_dict().items()
         if not name.startswith(left_out or ("nothing",))
     }
 
 
 def write_epoch(path: Path, model: AsrModel, state: dict[str, Tensor]) -> Path:
-    values = model.config.to_dict()
+    values = model.encoder.config.to_dict()
     options = {k: ",".join(map(str, v)) for k, v in values.items() if isinstance(v, list)}
     del options["embed_channels"]
     plain = {k: values[k] for k in ("pos_dim", "causal", "feature_dim")}

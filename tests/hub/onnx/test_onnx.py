@@ -14,7 +14,8 @@ import soundfile
 import torch
 from torch import Tensor, nn
 
-from spear.asr.model import TOKENIZER_FOLDER, AsrModel, load_asr_model
+from spear.asr.loading import TOKENIZER_FOLDER, load_asr_model
+from spear.asr.model import AsrModel
 from spear.asr.search.ctc import greedy_decode
 from spear.asr.tokenizer import Tokenizer, TokenizerConfig
 from spear.audio import Fbank
@@ -105,7 +106,7 @@ def asr_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model: AsrModel = stirred(AsrModel(config, tokenizer))
     with torch.no_grad():  # so that, as in a trained one, now this token wins and now that
         head = model.ctc_head.linear
-        frames = Zipformer.forward(model, *padded([features(400)])).output
+        frames = model.encoder(*padded([features(400)])).output
         head.bias.copy_(-head.weight @ frames.mean(dim=(0, 1)))
     tokenizer.save(folder / TOKENIZER_FOLDER)
     state = {"step": 1, "num_averaged": 1}
@@ -140,7 +141,7 @@ def check_lengths(model: Zipformer, head: nn.Module | None, path: Path) -> None:
     together, lens = run_file(path, *padded(utterances))
     for row, utterance in enumerate(utterances):
         x, x_lens = utterance.unsqueeze(0), torch.tensor([len(utterance)])
-        encoded = Zipformer.forward(model, x, x_lens)
+        encoded = model(x, x_lens)
         expected = encoded.output if head is None else head(encoded.output)
         alone, alone_lens = run_file(path, x, x_lens)
         assert alone.shape == expected.shape
@@ -159,7 +160,7 @@ def test_encoder_gives_the_models_numbers(model_folder: Path, encoder_folder: Pa
 @torch.no_grad()
 def test_recognizer_gives_the_models_numbers(asr_run: Path, recognizer_folder: Path) -> None:
     model = load_asr_model(asr_run)
-    check_lengths(model, model.ctc_head, recognizer_folder / "model.onnx")
+    check_lengths(model.encoder, model.ctc_head, recognizer_folder / "model.onnx")
 
 
 @torch.no_grad()
