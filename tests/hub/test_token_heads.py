@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from test_encoder import tiny_config
 from torch import Tensor
 
 from spear.errors import CheckpointError, DataError
 from spear.hub.token_heads import HEADS_FILE, TokenHeads, load_token_heads, write_token_heads
 from spear.pretrain.losses import LossConfig, TokenHead
 from spear.pretrain.model import PretrainModel, TeacherTarget
+from tests.hub.models import tiny_config
 
 DIM = 48
 TEACHERS = {
