@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lhotse
 import torch
@@ -23,15 +24,14 @@ from reading_peer import noise_cuts, peer_batches
 from spear.data.index.clip_index import SourceConfig
 from spear.data.index.plan import BatchConfig
 from spear.pretrain.augment import AugmentConfig
-from spear.pretrain.bench import num_cores
+from spear.pretrain.bench import Pass, num_cores, time_pass
 from spear.pretrain.config import PretrainConfig
-from spear.pretrain.data_bench import HasAudio, Pass, time_pass
 from spear.pretrain.model import TeacherTarget
 from spear.pretrain.reading import make_loader, open_index, training_data
 from spear.system.markdown import code, markdown_table, write_markdown
 from spear.training import TrainConfig
 
-Side = Callable[[int], Iterable[HasAudio]]
+Side = Callable[[int], Iterable[Any]]
 """Number of workers -> the batches of one pass over the corpus."""
 ROLES = {"wavlm": "speech", "dasheng": "audio"}
 PLAIN, NOISY, SYNTHETIC = "none", "recorded noise", "synthetic noise"

@@ -36,6 +36,7 @@ class PeerBatch:
     """A batch, its length, and how much of it is padding."""
 
     content: dict[str, Any]
+    ids: list[str]
     audio_s: float
     padding: float
 
@@ -53,7 +54,7 @@ class TokenDataset(K2SpeechRecognitionDataset):
                 content["tokens"][name] = collate_custom_field(having, name, pad_value=0)
         audio_s = sum(cut.duration for cut in cuts)
         frames = content["inputs"].shape[0] * content["inputs"].shape[1]
-        return PeerBatch(content, audio_s, 1.0 - 100.0 * audio_s / frames)
+        return PeerBatch(content, list(cuts.ids), audio_s, 1.0 - 100.0 * audio_s / frames)
 
 
 def peer_batches(

@@ -4,7 +4,7 @@ Noise comes from recordings (general audio of the run, or a folder of noise) or 
 brown, by a power spectrum 1 / f^a. It is scaled to a signal-to-noise ratio over the whole clip.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -53,25 +53,27 @@ class RecordedNoise:
     """Pieces of recordings; one that is too short is repeated.
 
     Args:
-        ids: Names of the recordings.
-        read: Gives the (S,) float32 audio of recording i.
+        numbers: (n,) numbers of the recordings, at least one.
+        read: Gives id and (S,) float32 audio of a recording by its number.
     """
 
-    def __init__(self, ids: Sequence[str], read: Callable[[int], Floats]) -> None:
-        if not ids:
+    def __init__(
+        self, numbers: NDArray[np.integer], read: Callable[[int], tuple[str, Floats]]
+    ) -> None:
+        if not len(numbers):
             raise ValueError("no recordings to take noise from")
-        self.ids = ids
+        self.numbers = numbers
         self.read = read
 
     def __call__(self, num_samples: int, exclude: str, rng: np.random.Generator) -> Floats:
         """See `NoiseSource`. With no recording but the excluded one, the noise is silence."""
-        number = int(rng.integers(len(self.ids)))
-        if self.ids[number] == exclude:
+        place = int(rng.integers(len(self.numbers)))
+        name, audio = self.read(int(self.numbers[place]))
+        if name == exclude:
             # The next one: every other recording stays possible, and one draw is enough.
-            number = (number + 1) % len(self.ids)
-        if self.ids[number] == exclude:
+            name, audio = self.read(int(self.numbers[(place + 1) % len(self.numbers)]))
+        if name == exclude:
             return np.zeros(num_samples, dtype=np.float32)
-        audio = self.read(number)
         if len(audio) < num_samples:
             offset = int(rng.integers(max(len(audio), 1)))
             return np.resize(np.roll(audio, -offset), num_samples)

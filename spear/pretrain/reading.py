@@ -9,20 +9,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
+from spear.audio.noise import NoiseSource, RecordedNoise, SyntheticNoise
 from spear.data.index.clip_index import ClipIndex, SourceConfig
-from spear.data.index.loader import BatchDataset, BatchLoader, open_noise
+from spear.data.index.loader import BatchDataset, BatchLoader, Place
 from spear.data.index.plan import BatchPlan
 from spear.encoders.frame_grid import StudentFrames
 from spear.errors import ConfigError, TokenError
-from spear.pretrain.augment import Augmenter
-from spear.pretrain.collate import Collator, PretrainBatch, TokenLayout
+from spear.mvq.usage import count_codes
+from spear.pretrain.augment import AugmentConfig, Augmenter
+from spear.pretrain.collate import Collator, Example, PretrainBatch, TokenLayout
 from spear.pretrain.config import PretrainConfig
 from spear.pretrain.losses import required_teachers
 from spear.pretrain.masking import MaskSampler
 from spear.pretrain.model import TeacherTarget
 from spear.system.files import sha256_of
+from spear.system.progress import get_logger
+from spear.system.rng import generator
+
+logger = get_logger(__name__)
 
 
 def check_config(config: PretrainConfig) -> None:
@@ -96,9 +104,79 @@ def make_collator(config: PretrainConfig) -> Collator:
     return Collator(layouts, frames, MaskSampler(config.mask, num_mel_bins), num_mel_bins)
 
 
+class PretrainDataset(BatchDataset[PretrainBatch]):
+    """Batches of the pre-training task.
+
+    Args:
+        index: Where clips are read.
+        collator: Turns examples into a batch.
+        seed: The run's seed.
+        purpose: "train" or "valid"; keeps their random numbers apart.
+        augmenter: Noise and token mixing; None leaves clips as they are.
+    """
+
+    def __init__(
+        self,
+        index: ClipIndex,
+        collator: Collator,
+        seed: int,
+        purpose: str,
+        augmenter: Augmenter | None = None,
+    ) -> None:
+        self.index = index
+        self.collator = collator
+        self.seed = seed
+        self.purpose = purpose
+        self.augmenter = augmenter
+
+    def batch(self, place: Place, numbers: Sequence[int]) -> PretrainBatch:
+        """See `BatchDataset`."""
+        examples = [read_example(self.index, number) for number in numbers]
+        audio_s = self.index.duration_s(numbers)
+        if self.augmenter is not None:
+            augmenting = generator(self.seed, f"{self.purpose}/augment", *place)
+            examples = self.augmenter(examples, augmenting)
+        masks = generator(self.seed, f"{self.purpose}/mask", *place)
+        return self.collator(examples, audio_s, masks)
+
+
+def read_example(index: ClipIndex, number: int) -> Example:
+    """Reads a clip with the tokens that its domain requires.
+
+    Raises:
+        SpearError: It cannot be read.
+    """
+    cut_id, audio = index.clip(number)
+    tokens = {teacher: index.tokens(number, teacher) for teacher in index.teachers_of(number)}
+    return Example(cut_id, audio, bool(index.is_audio[number]), tokens)
+
+
+def open_noise(config: AugmentConfig, index: ClipIndex) -> NoiseSource:
+    """Builds the source of noise that a configuration asks for.
+
+    Raises:
+        ConfigError: The run has no clips of general audio, and noise is to come from them.
+        DataError: The noise folder is missing or broken.
+    """
+    if config.noise_source == "folder":
+        assert config.noise_folder is not None
+        index = ClipIndex([SourceConfig(config.noise_folder)])
+        return RecordedNoise(np.arange(len(index)), index.clip)
+    numbers = np.flatnonzero(index.is_audio)
+    if config.noise_source == "audio" and not len(numbers):
+        raise ConfigError(
+            "augment.noise_source is audio, but no source has clips of general audio: use "
+            "synthetic, or folder with augment.noise_folder"
+        )
+    if config.noise_source == "synthetic" or not len(numbers):
+        logger.info("noise is synthetic")
+        return SyntheticNoise()
+    return RecordedNoise(numbers, index.clip)
+
+
 def training_data(
     config: PretrainConfig, index: ClipIndex, keep_plans_in: Path | None = None
-) -> tuple[BatchDataset, BatchPlan]:
+) -> tuple[PretrainDataset, BatchPlan]:
     """Returns the augmented batches of a run, and which clips form them.
 
     Args:
@@ -115,14 +193,56 @@ def training_data(
     augmenter = Augmenter(config.augment, rates_hz, open_noise(config.augment, index))
     seed = config.train.seed
     growth_s = config.augment.growth_s if rates_hz else 0.0
-    dataset = BatchDataset(index, make_collator(config), seed, "train", augmenter)
+    dataset = PretrainDataset(index, make_collator(config), seed, "train", augmenter)
     plan = BatchPlan(index.table, seed, config.batch, growth_s=growth_s, keep_in=keep_plans_in)
     return dataset, plan
 
 
 def make_loader(
-    config: PretrainConfig, dataset: BatchDataset, plan: BatchPlan, num_workers: int
+    config: PretrainConfig, dataset: PretrainDataset, plan: BatchPlan, num_workers: int
 ) -> BatchLoader[PretrainBatch]:
     """Returns the loader of a plan's batches, in page-locked memory where a GPU wants them."""
     pin_memory = config.train.device != "cpu" and torch.cuda.is_available()
     return BatchLoader(dataset, plan, num_workers, pin_memory)
+
+
+def token_counts(
+    index: ClipIndex,
+    teacher: str,
+    *,
+    num_codebooks: int,
+    codebook_size: int,
+    max_clips: int,
+    seed: int,
+) -> Tensor:
+    """Counts how often each token occurs, in at most `max_clips` clips drawn without replacement.
+
+    Args:
+        index: Where tokens are read.
+        teacher: Whose tokens.
+        num_codebooks: N.
+        codebook_size: K.
+        max_clips: Clips to look at.
+        seed: The run's seed.
+
+    Returns:
+        (N, K) int64.
+
+    Raises:
+        TokenError: Tokens are unreadable, or not N wide and below K.
+    """
+    numbers = index.with_tokens(teacher)
+    if len(numbers) > max_clips:
+        rng = generator(seed, "token-counts")
+        numbers = np.sort(rng.choice(numbers, max_clips, replace=False))
+    counts = torch.zeros(num_codebooks, codebook_size, dtype=torch.int64)
+    for number in numbers.tolist():
+        tokens = index.tokens(number, teacher)
+        if tokens.shape[1:] != (num_codebooks,) or tokens.max(initial=0) >= codebook_size:
+            raise TokenError(
+                f"cut {index.id(number)}, teacher {teacher}: tokens of shape {tokens.shape} and "
+                f"up to {tokens.max(initial=0)}, expected {num_codebooks} codebooks of "
+                f"{codebook_size}"
+            )
+        counts += count_codes(torch.from_numpy(tokens), codebook_size)
+    return counts

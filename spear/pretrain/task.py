@@ -16,16 +16,18 @@ from torch import nn
 from spear.audio.io import SAMPLE_RATE_HZ
 from spear.config import to_dict
 from spear.data.index.clip_index import ClipIndex
-from spear.data.index.loader import BatchDataset, BatchLoader, token_counts
+from spear.data.index.loader import BatchLoader
 from spear.data.index.plan import BatchPlan
 from spear.pretrain.collate import PretrainBatch
 from spear.pretrain.config import PretrainConfig
 from spear.pretrain.model import PretrainModel
 from spear.pretrain.reading import (
+    PretrainDataset,
     check_config,
     make_collator,
     make_loader,
     open_index,
+    token_counts,
     training_data,
 )
 from spear.system.progress import get_logger
@@ -68,7 +70,7 @@ class PretrainTask:
         if config.valid:
             held_out = open_index(config, config.valid)
             _point_out_overlap(index, held_out)
-            unaugmented = BatchDataset(held_out, make_collator(config), seed, "valid")
+            unaugmented = PretrainDataset(held_out, make_collator(config), seed, "valid")
             whole = BatchPlan(held_out.table, seed, config.batch)
             self._valid = make_loader(config, unaugmented, whole, min(config.num_workers, 2))
         # The weights depend on the seed alone, not on what was drawn before.
@@ -170,7 +172,7 @@ class PretrainTask:
             )
             if not counts.any():
                 logger.warning("no training clip has tokens of %s: its head learns nothing", name)
-            self._model.set_token_counts(name, torch.from_numpy(counts))
+            self._model.set_token_counts(name, counts)
 
     def _describe(self, index: ClipIndex) -> None:
         for domain, is_domain in (("speech", ~index.is_audio), ("audio", index.is_audio)):

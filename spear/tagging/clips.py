@@ -59,7 +59,7 @@ class LabelledClips:
         if not folders:
             raise ConfigError(f"no {purpose} data: name shard folders in data.{purpose}")
         where = ", ".join(map(str, folders))
-        index = ClipIndex([SourceConfig(path) for path in folders], {"speech": (), "audio": ()}, {})
+        index = ClipIndex([SourceConfig(path) for path in folders])
         hashes = np.concatenate([folder.hashes for folder in index.folders])
         chosen = np.arange(len(hashes)) if ids is None else _listed(ids, hashes)
         rows = _places_of(hashes[chosen], labels)
@@ -85,8 +85,7 @@ class LabelledClips:
 
     def read(self, number: int) -> tuple[str, Floats]:
         """Reads a clip: its cut id and (S,) float32 audio at 16 kHz."""
-        folder, row = self._index.place(int(self._numbers[number]))
-        return folder.clip(row)
+        return self._index.clip(int(self._numbers[number]))
 
     def targets(self, numbers: Sequence[int] | Ints) -> Floats:
         """Returns (n, C) float32: 1 where a clip has a class, else 0."""

@@ -16,12 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset
 
 from spear.audio import LOG_EPS, SAMPLE_RATE_HZ, Fbank
-from spear.data.index.loader import BatchLoader, Place
+from spear.data.index.loader import BatchDataset, BatchLoader, Place
 from spear.data.index.plan import BatchConfig, BatchPlan
-from spear.errors import ConfigError, SpearError
+from spear.errors import ConfigError
 from spear.finetune.spec_augment import SpecAugment, SpecAugmentConfig
 from spear.system.rng import generator
 from spear.tagging.balance import BalanceConfig, balanced_table
@@ -107,8 +106,8 @@ class TaggingBatch:
         return dataclasses.replace(self, **{name: change(getattr(self, name)) for name in names})
 
 
-class TaggingDataset(Dataset[TaggingBatch | SpearError]):
-    """Makes batches; item (place, rows of the plan) is a whole batch, as `BatchLoader` asks for it.
+class TaggingDataset(BatchDataset[TaggingBatch]):
+    """Makes batches from rows of the plan.
 
     Args:
         clips: What is read.
@@ -138,16 +137,9 @@ class TaggingDataset(Dataset[TaggingBatch | SpearError]):
         self.seed = seed
         self.is_training = is_training
 
-    def __getitem__(self, item: tuple[Place, Sequence[int]]) -> TaggingBatch | SpearError:
-        """Returns a batch, or the user's error in it, as `BatchLoader` wants it."""
-        place, rows = item
-        try:
-            return self.batch(place, self.rows[rows])
-        except SpearError as error:
-            return error
-
-    def batch(self, place: Place, numbers: NDArray[np.int64]) -> TaggingBatch:
+    def batch(self, place: Place, rows: Sequence[int]) -> TaggingBatch:
         """Reads, augments and collates clips; `place` decides all that is random."""
+        numbers = self.rows[rows]
         rng = generator(self.seed, "tagging", *place)
         ids, audio = [], []
         for number in numbers:

@@ -49,7 +49,7 @@ def test_synthetic_noise_is_coloured_finite_and_pure():
 @pytest.mark.parametrize("num_samples", [1, 7, 10, 25, 100])
 def test_recorded_noise_has_every_length_and_only_its_own_samples(num_samples):
     recordings = [np.arange(10, dtype=np.float32), np.arange(100, 150, dtype=np.float32)]
-    source = RecordedNoise(["a", "b"], lambda i: recordings[i])
+    source = RecordedNoise(np.arange(2), lambda i: ("ab"[i], recordings[i]))
     for seed in range(20):
         noise = source(num_samples, "", generator(seed, "n"))
         assert noise.shape == (num_samples,)
@@ -59,10 +59,10 @@ def test_recorded_noise_has_every_length_and_only_its_own_samples(num_samples):
 
 def test_a_clip_is_never_its_own_noise():
     recordings = [np.full(10, i + 1.0, dtype=np.float32) for i in range(3)]
-    source = RecordedNoise(["a", "b", "c"], lambda i: recordings[i])
+    source = RecordedNoise(np.arange(3), lambda i: ("abc"[i], recordings[i]))
     drawn = {source(10, "b", generator(seed, "n"))[0] for seed in range(30)}
     assert drawn == {1.0, 3.0}
-    alone = RecordedNoise(["b"], lambda i: recordings[1])
+    alone = RecordedNoise(np.array([1]), lambda i: ("abc"[i], recordings[i]))
     assert not alone(10, "b", generator(0, "n")).any()
 
 

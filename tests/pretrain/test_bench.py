@@ -1,135 +1,112 @@
-"""What reading costs: time by part, processor time of workers, and batches that stay the same."""
+"""`spear bench`: the run's own configuration in, a report on its reading out."""
 
-import os
+import re
 import time
-from pathlib import Path
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from test_pretrain_model import TEACHERS, small_student
 from torch.utils.data import DataLoader
 
-from spear.data.formats.tars import FileReader
-from spear.data.index.clip_index import ClipIndex, SourceConfig
-from spear.data.index.loader import BatchDataset, Place, open_noise
-from spear.encoders.frame_grid import StudentFrames
-from spear.errors import AudioError
-from spear.pretrain import data_bench as bench
-from spear.pretrain.augment import AugmentConfig, Augmenter
-from spear.pretrain.collate import Collator, TokenLayout
-from spear.pretrain.data_bench import (
-    DECODING,
-    FEATURES,
-    PARTS,
-    READING,
-    REST,
-    time_parts,
-    time_pass,
-)
-from spear.pretrain.masking import MaskConfig, MaskSampler
-from tests.pretrain.small_shards import make_clip, write_corpus, write_shards
-
-REQUIRED = {"speech": ("wavlm",), "audio": ("wavlm", "dasheng")}
-
-
-def make_dataset(folders):
-    index = ClipIndex([SourceConfig(str(folder)) for folder in folders], REQUIRED, {})
-    layouts = {"wavlm": TokenLayout(4), "dasheng": TokenLayout(2, repeat=2)}
-    collator = Collator(layouts, StudentFrames(), MaskSampler(MaskConfig(), 32), 32)
-    config = AugmentConfig(prob=0.9, mixing_share=0.5)
-    augmenter = Augmenter(config, {"wavlm": 50.0}, open_noise(config, index))
-    return BatchDataset(index, collator, 5, "train", augmenter)
+from spear.config import parse_config, write_yaml
+from spear.data.index.clip_index import SourceConfig
+from spear.data.index.plan import BatchConfig
+from spear.errors import AudioError, ConfigError, TokenError
+from spear.pretrain.bench import BenchConfig, one_thread, run, time_pass, worker_counts
+from spear.pretrain.config import PretrainConfig
+from spear.training import TrainConfig
+from tests.pretrain.small_shards import make_clip, write_corpus
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
+def folders(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("corpus"), num_speech=12, num_audio=6)
 
 
-ITEMS = [(Place(0, 0, 0, 1), [0, 1, 2, 3]), (Place(0, 1, 0, 1), [12, 13, 14])]
+@pytest.fixture
+def config(folders, tmp_path):
+    return BenchConfig(
+        data=[SourceConfig(str(folder)) for folder in folders],
+        teachers=TEACHERS,
+        student=small_student(),
+        batch=BatchConfig(max_duration_s=12.0),
+        num_workers=1,
+        train=TrainConfig(device="cpu", output_dir=str(tmp_path / "exp")),
+        num_batches=2,
+        output=str(tmp_path / "bench.md"),
+    )
 
 
-def test_an_inner_part_does_not_count_in_the_outer_one(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: now[0])
-
-    def wait(seconds):
-        now[0] += seconds
-
-    clock = bench._Clock()
-    inner = clock.timed(FEATURES, lambda: wait(3.0))
-
-    def read():
-        wait(5.0)
-        FileReader.total.seconds += 5.0
-
-    def outer():
-        wait(1.0)
-        inner()
-        read()
-        wait(0.5)
-
-    clock.timed(DECODING, outer)()
-    expected = {DECODING: 1.5, FEATURES: 3.0}
-    assert clock.seconds == pytest.approx(dict.fromkeys(PARTS, 0.0) | expected)
-    assert clock.reading_s == pytest.approx(5.0)
+def table_rows(text):
+    """The cells of the table by the number of workers."""
+    table = text[text.index("| workers |") :].split("\n\n", maxsplit=1)[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
+    return {int(row[0]): [float(cell.replace(",", "")) for cell in row[1:]] for row in rows}
 
 
-def test_time_is_kept_when_a_part_fails(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: now[0])
-    clock = bench._Clock()
-
-    def fail():
-        now[0] += 2.0
-        raise AudioError("broken")
-
-    with pytest.raises(AudioError):
-        clock.timed(DECODING, fail)()
-    assert clock.seconds[DECODING] == 2.0
-
-
-def test_parts_add_up_and_the_dataset_makes_the_same_batches_afterwards(corpus):
-    dataset = make_dataset(corpus)
-    before = [dataset[item] for item in ITEMS]
-    begin = time.perf_counter()
-    times = time_parts(dataset, ITEMS)
-    elapsed_s = time.perf_counter() - begin
-    assert times.num_batches == 2
-    assert times.audio_s == pytest.approx(sum(batch.audio_s for batch in before))
-    assert all(seconds > 0 for seconds in times.seconds.values()), times.seconds
-    assert 0.5 * elapsed_s < times.total_s <= elapsed_s
-    assert times.ms_per_batch(REST) == pytest.approx(500 * times.seconds[REST])
-    frames = sum(batch.fbank[..., 0].numel() for batch in before)
-    valid = sum(int(batch.fbank_lens.sum()) for batch in before)
-    assert times.padding == pytest.approx(1 - valid / frames)
-    for item, batch in zip(ITEMS, before, strict=True):
-        assert torch.equal(dataset[item].fbank, batch.fbank)
-    assert isinstance(dataset.augmenter, Augmenter) and isinstance(dataset.collator, Collator)
+def test_a_runs_own_yaml_is_enough(config, tmp_path, capsys):
+    own = {name: getattr(config, name) for name in PretrainConfig.__dataclass_fields__}
+    write_yaml(tmp_path / "pretrain.yaml", PretrainConfig(**own))
+    words = ["--config", str(tmp_path / "pretrain.yaml"), "--num_batches", "2"]
+    words += ["--output", config.output, "--target", "100", "--what", "data"]
+    parsed = parse_config(BenchConfig, words)
+    assert parsed == replace(config, target=100.0)
+    run(parsed)
+    printed = capsys.readouterr().out
+    assert printed == (tmp_path / "bench.md").read_text()
+    assert not (tmp_path / "exp").exists(), "a run's folder is left alone"
 
 
-def test_bytes_are_those_of_the_clips_and_their_tokens(tmp_path):
-    clips = [make_clip(number, "audio", duration_s=1.0) for number in range(3)]
-    dataset = make_dataset([write_shards(tmp_path / "audio", clips)])
-    dataset.augmenter = None
-    times = time_parts(dataset, [(Place(0, 0, 0, 1), [0, 1])])
-    sizes = [dataset.index.place(i)[0].field(name)[1][i] for i in (0, 1) for name in
-             ("audio", "wavlm", "dasheng")]  # fmt: skip
-    headers = 512 * len(sizes)
-    assert times.num_bytes == sum(map(int, sizes)) + headers
-    assert times.megabytes_per_hour == pytest.approx(times.num_bytes / 1e6 / (2 / 3600))
-    assert times.megabytes_per_s == pytest.approx(times.num_bytes / 1e6 / times.seconds[READING])
+def test_the_report_has_every_setting(config, tmp_path, capsys):
+    run(replace(config, target=1e9))
+    text = (tmp_path / "bench.md").read_text()
+    assert text.startswith("# Reading of training data") and "18 clips in `" in text
+    assert "in each pass 2 batches of up to 12 s" in text
+    rows = table_rows(text)
+    assert list(rows) == [0, 1]
+    assert all(value > 0 for cells in rows.values() for value in cells[:4])
+    needed = int(re.search(r"h per hour need num_workers (\d+)", text)[1])
+    assert 1e9 / needed == pytest.approx(rows[1][1], abs=0.51), "the table is rounded"
+    assert "cores: too few" in text
 
 
-def test_a_broken_clip_is_the_users_error(corpus, monkeypatch):
-    dataset = make_dataset(corpus)
+def test_a_short_epoch_is_read_once(config, tmp_path, capsys):
+    run(replace(config, num_batches=10**6, worker_counts=[0]))
+    text = (tmp_path / "bench.md").read_text()
+    assert list(table_rows(text)) == [0]
+    hours = float(re.search(r"([\d.]+) h of audio", text)[1])
+    clips = [make_clip(i, kind) for kind, num in (("speech", 12), ("audio", 6)) for i in range(num)]
+    assert hours == pytest.approx(sum(len(one["audio"]) for one in clips) / 16000 / 3600, abs=0.006)
+    assert "h per hour need" not in text
 
-    def broken(number):
-        raise AudioError(f"clip {number} is broken")
 
-    monkeypatch.setattr(dataset.index, "example", broken)
-    with pytest.raises(AudioError, match="clip 0 is broken"):
-        time_parts(dataset, ITEMS)
+def test_numbers_of_workers(config):
+    counts = {n: worker_counts(replace(config, num_workers=n)) for n in (0, 1, 2, 6, 8)}
+    assert counts == {0: [0], 1: [0, 1], 2: [0, 1, 2], 6: [0, 1, 2, 4, 6], 8: [0, 1, 2, 4, 8]}
+    assert worker_counts(replace(config, worker_counts=[3, 1, 3])) == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_batches": 0}, "num_batches must be 1 or more"),
+        ({"worker_counts": [-1]}, "worker_counts 0 or more"),
+        ({"target": 0.0}, "target is a number of hours"),
+        ({"teachers": {}}, "teachers is empty"),
+        ({"data": []}, "no shard folder is given"),
+    ],
+)
+def test_what_cannot_be_timed_is_said(config, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        run(replace(config, **changes))
+
+
+def test_tokens_of_another_width_are_refused_before_anything_is_timed(config):
+    wrong = {"wavlm": replace(TEACHERS["wavlm"], num_codebooks=9)}
+    with pytest.raises(TokenError, match="num_codebooks is 4 where the run asks for 9"):
+        run(replace(config, teachers=wrong))
 
 
 def burn(number):
@@ -137,7 +114,7 @@ def burn(number):
     end = time.process_time() + 0.1
     while time.process_time() < end:
         pass
-    return SimpleNamespace(audio_s=1.5, worker=os.getpid())
+    return SimpleNamespace(audio_s=1.5, ids=["a", "b"])
 
 
 def burning_loader(num_workers):
@@ -152,28 +129,13 @@ def test_a_pass_counts_the_processor_time_of_its_workers(num_workers):
     assert 0.1 <= found.first_s < found.wall_s
     assert found.per_core == pytest.approx(4.5 / found.cpu_s)
     assert found.per_hour == pytest.approx(4.5 / found.wall_s)
-    assert found.batches_per_s == pytest.approx(3 / found.wall_s)
-
-
-def test_the_system_is_asked_to_forget_the_tars_alone(corpus, monkeypatch):
-    asked = []
-
-    def advise(descriptor, offset, length, advice):
-        asked.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
-        assert (offset, length, advice) == (0, 0, os.POSIX_FADV_DONTNEED)
-
-    monkeypatch.setattr(os, "posix_fadvise", advise)
-    tars = [path.resolve() for folder in corpus for path in sorted(folder.glob("*.tar"))]
-    assert bench.forget_files(corpus) == len(tars)
-    assert asked == tars
-    monkeypatch.delattr(os, "posix_fadvise")
-    assert bench.forget_files(corpus) == 0
+    assert found.num_clips == 6 and 0.1 <= found.longest_wait_s < found.wall_s
 
 
 def test_threads_are_given_back():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    with pytest.raises(AudioError), bench.one_thread():
+    with pytest.raises(AudioError), one_thread():
         assert torch.get_num_threads() == 1
         raise AudioError("stop")
     assert torch.get_num_threads() == 2

@@ -9,7 +9,6 @@ import torch
 from test_pretrain_command import make_config
 
 from spear.data.index.clip_index import ClipIndex, SourceConfig
-from spear.data.index.loader import token_counts
 from spear.data.index.shard_folder import ShardFolder
 from spear.data.tokens import embed, extract
 from spear.data.verify import command as verify
@@ -21,6 +20,7 @@ from spear.mvq.command import TrainQuantizerConfig
 from spear.pretrain.augment import AugmentConfig
 from spear.pretrain.command import run
 from spear.pretrain.model import TeacherTarget
+from spear.pretrain.reading import token_counts
 from spear.pretrain.task import PretrainTask
 from spear.teachers import TeacherConfig
 from tests.pretrain.small_shards import make_clip, write_shards

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset
 
 from spear.asr.tokenizer import Tokenizer
 from spear.asr.train.augment import check_speeds, perturb_speed
@@ -24,10 +23,10 @@ from spear.asr.train.consistency import ConsistencyConfig
 from spear.asr.train.noise import NoiseConfig, open_noise
 from spear.audio import LOG_EPS, Fbank
 from spear.data.index.clip_table import ClipTable
-from spear.data.index.loader import BatchLoader, Place
+from spear.data.index.loader import BatchDataset, BatchLoader, Place
 from spear.data.index.plan import BatchConfig, BatchPlan
 from spear.data.index.shard_folder import ShardFolder
-from spear.errors import DataError, SpearError
+from spear.errors import DataError
 from spear.finetune.spec_augment import SpecAugment, SpecAugmentConfig
 from spear.system.progress import get_logger
 from spear.system.rng import generator
@@ -186,8 +185,8 @@ class Augmentation:
         return self.specaugment.copies(fbank, self.num_copies, rng)
 
 
-class AsrDataset(Dataset[AsrBatch | SpearError]):
-    """Makes batches; item (place, clip numbers) is a whole batch, as `BatchLoader` asks for it.
+class AsrDataset(BatchDataset[AsrBatch]):
+    """Makes batches of transcribed clips.
 
     Args:
         cuts: What the clip numbers mean.
@@ -212,23 +211,12 @@ class AsrDataset(Dataset[AsrBatch | SpearError]):
         self.seed = seed
         self.augment = None if augment is None else Augmentation(augment)
 
-    def __getitem__(self, item: tuple[Place, Sequence[int]]) -> AsrBatch | SpearError:
-        """Returns a batch, or the user's error in it.
-
-        A worker would wrap a traceback around a raised error; a returned one crosses as it is.
-        """
-        place, numbers = item
-        try:
-            return self.batch(place.epoch, numbers)
-        except SpearError as error:
-            return error
-
-    def batch(self, epoch: int, numbers: Sequence[int]) -> AsrBatch:
+    def batch(self, place: Place, numbers: Sequence[int]) -> AsrBatch:
         """Reads, augments and collates clips; a clip's augmentation is drawn anew every epoch."""
         num_copies = 1 if self.augment is None else self.augment.num_copies
         num_samples, copies = 0, []
         for number in numbers:
-            samples, features = self._clip(number, generator(self.seed, "asr", epoch, number))
+            samples, features = self._clip(number, generator(self.seed, "asr", place.epoch, number))
             num_samples += len(samples)
             copies.append(features)
         rows = [features for one in zip(*copies, strict=True) for features in one]

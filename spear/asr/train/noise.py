@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from spear.audio.noise import Floats, RecordedNoise, add_noise
-from spear.data.index.shard_folder import ShardFolder
+from spear.data.index.clip_index import ClipIndex, SourceConfig
 from spear.errors import ConfigError
 
 
@@ -45,10 +45,8 @@ class NoiseAdder:
 
     def __init__(self, config: NoiseConfig) -> None:
         self.config = config
-        self._clips = [
-            (folder, info) for folder in map(ShardFolder, config.shards) for info in folder
-        ]
-        self._noise = RecordedNoise([info.id for _, info in self._clips], self._read)
+        index = ClipIndex([SourceConfig(path) for path in config.shards])
+        self._noise = RecordedNoise(np.arange(len(index)), index.clip)
 
     def __call__(self, audio: Floats, name: str, rng: np.random.Generator) -> Floats:
         """Returns the clip, with noise or as it is.
@@ -62,10 +60,6 @@ class NoiseAdder:
             return audio
         noise = self._noise(len(audio), name, rng)
         return add_noise(audio, noise, rng.uniform(*self.config.snr_db))
-
-    def _read(self, number: int) -> Floats:
-        folder, info = self._clips[number]
-        return folder.audio(info)
 
 
 def open_noise(config: NoiseConfig) -> NoiseAdder | None:

@@ -24,7 +24,7 @@ from lhotse.serialization import deserialize_item
 from spear.audio.io import SAMPLE_RATE_HZ
 from spear.data.corpus.cut_audio import CutReader
 from spear.data.formats.manifests import BadCuts, iter_jsonl_gz, write_jsonl_gz
-from spear.data.formats.records import PartRecords
+from spear.data.formats.part_records import PartRecords
 from spear.data.formats.shards import SHARDS_RECORD, cuts_name, load_record, recording_name
 from spear.data.formats.tars import PairTarWriter
 from spear.data.index.shard_folder import ShardFolder

@@ -10,13 +10,11 @@ import io
 import json
 import os
 import tarfile
-import time
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 from spear.errors import DataError
 from spear.system.files import sha256_of
@@ -109,27 +107,12 @@ def file_fingerprint(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-@dataclass
-class ReadTotal:
-    """What has been read, and how long it took."""
-
-    num_bytes: int = 0
-    """Bytes."""
-    seconds: float = 0.0
-    """Seconds, waiting for the disk included."""
-
-
 class FileReader:
     """Reads byte ranges of many files, with at most `max_open` of them open.
 
     Reads do not move a file position (`pread`), so processes that a DataLoader forked may share
     the descriptors. A pickled copy opens its own.
-
-    Attributes:
-        total: What all readers of this process have read.
     """
-
-    total: ClassVar[ReadTotal] = ReadTotal()
 
     def __init__(self, max_open: int = 32) -> None:
         """Creates a reader with no open files."""
@@ -142,13 +125,10 @@ class FileReader:
         Raises:
             DataError: The file is missing or ends earlier.
         """
-        begin = time.perf_counter()
         try:
             data = _pread(self._open(str(path)), size, offset)
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-        self.total.num_bytes += len(data)
-        self.total.seconds += time.perf_counter() - begin
         if len(data) < size:
             raise DataError(f"{path}: ends before byte {offset + size}; make this shard again")
         return data

@@ -6,17 +6,18 @@ teachers, quantisers and shapes that the run asks for; then reads single clips b
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spear.audio.io import SAMPLE_RATE_HZ
+from spear.data.formats.manifests import DOMAINS
 from spear.data.formats.tokens import Tokens, TokenSidecar, sidecar_name
 from spear.data.index.clip_table import ClipTable
 from spear.data.index.shard_folder import ShardFolder
 from spear.errors import ConfigError, TokenError
-from spear.pretrain.collate import Example
 
 
 @dataclass
@@ -36,6 +37,7 @@ class ClipIndex:
     Args:
         sources: The folders; those without an index get one.
         required: Domain ("speech" or "audio") -> teachers whose tokens a clip of it must have.
+            Empty where nobody reads tokens.
         expected: Teacher -> what its sidecars must say, by `TokenSidecar`'s field names.
         num_jobs: Processes that make indexes where these are missing.
 
@@ -53,13 +55,13 @@ class ClipIndex:
     def __init__(
         self,
         sources: Sequence[SourceConfig],
-        required: Mapping[str, Sequence[str]],
-        expected: Mapping[str, Mapping[str, Any]],
+        required: Mapping[str, Sequence[str]] = MappingProxyType({}),
+        expected: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
         num_jobs: int = 1,
     ) -> None:
         if not sources:
             raise ConfigError("no shard folder is given: name at least one source with a path")
-        self.required = {domain: tuple(teachers) for domain, teachers in required.items()}
+        self.required = {domain: tuple(required.get(domain, ())) for domain in DOMAINS}
         self.folders = [ShardFolder(source.path, num_jobs) for source in sources]
         sizes = [len(folder) for folder in self.folders]
         self._first = np.concatenate([[0], np.cumsum(sizes)])
@@ -90,23 +92,19 @@ class ClipIndex:
         places = map(self.place, numbers)
         return sum(int(folder.num_samples[row]) for folder, row in places) / SAMPLE_RATE_HZ
 
-    def audio(self, number: int) -> NDArray[np.float32]:
-        """Reads the (S,) float32 audio of a clip."""
+    def clip(self, number: int) -> tuple[str, NDArray[np.float32]]:
+        """Reads the id and the (S,) float32 audio of a clip."""
         folder, row = self.place(number)
-        return folder.audio(row)
+        return folder.clip(row)
 
     def tokens(self, number: int, teacher: str) -> Tokens:
         """Reads the (T', N) tokens of a clip, uint8 or uint16."""
         folder, row = self.place(number)
         return folder.tokens(row, teacher)
 
-    def example(self, number: int) -> Example:
-        """Reads a clip with the tokens that its domain requires."""
-        folder, row = self.place(number)
-        cut_id, audio = folder.clip(row)
-        teachers = self.required["audio" if self.is_audio[number] else "speech"]
-        tokens = {teacher: folder.tokens(row, teacher) for teacher in teachers}
-        return Example(cut_id, audio, bool(self.is_audio[number]), tokens)
+    def teachers_of(self, number: int) -> tuple[str, ...]:
+        """Returns the teachers whose tokens a clip of this domain must have."""
+        return self.required["audio" if self.is_audio[number] else "speech"]
 
     def with_tokens(self, teacher: str) -> NDArray[np.int64]:
         """Returns the numbers of the clips that come with a teacher's tokens."""

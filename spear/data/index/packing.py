@@ -1,4 +1,4 @@
-"""Clips into batches: as many as fit, and as many batches as the ranks can share."""
+"""Clips into batches: as many as fit, and as many batches as can be shared out."""
 
 import itertools
 from collections.abc import Sequence
@@ -59,8 +59,8 @@ def pack_by_length(durations: Sequence[float], max_duration_s: float) -> list[li
     return [order[begin:end].tolist() for begin, end in itertools.pairwise(bounds)]
 
 
-def even_out(bounds: Ints, world_size: int) -> tuple[Ints, int]:
-    """Halves the batches with most clips until their number is a multiple of `world_size`.
+def even_out(bounds: Ints, num_shares: int) -> tuple[Ints, int]:
+    """Halves the batches with most clips until their number is a multiple of `num_shares`.
 
     Only where every batch has one clip is that impossible: then the fewest are left out.
 
@@ -68,16 +68,16 @@ def even_out(bounds: Ints, world_size: int) -> tuple[Ints, int]:
         The new bounds and the number of batches left out.
 
     Raises:
-        DataError: There are fewer clips than ranks.
+        DataError: There are fewer clips than shares.
     """
-    while (len(bounds) - 1) % world_size:
+    while (len(bounds) - 1) % num_shares:
         sizes = np.diff(bounds)
         largest = int(sizes.argmax())
         if sizes[largest] == 1:
             break
         middle = bounds[largest] + sizes[largest] // 2
         bounds = np.insert(bounds, largest + 1, middle)
-    num_left_out = (len(bounds) - 1) % world_size
+    num_left_out = (len(bounds) - 1) % num_shares
     if num_left_out == len(bounds) - 1:
-        raise DataError(f"{len(bounds) - 1} clips cannot be shared by {world_size} processes")
+        raise DataError(f"{len(bounds) - 1} clips cannot be shared by {num_shares} processes")
     return bounds[: len(bounds) - num_left_out], num_left_out

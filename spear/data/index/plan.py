@@ -1,6 +1,6 @@
 """Which clips form which batch: a pure function of the seed, the place in the run and the index.
 
-`BatchPlan` takes a `ClipTable` and answers `batch(epoch, step, rank, world_size)` with clip
+`BatchPlan` takes a `ClipTable` and answers `batch(epoch, step, share, num_shares)` with clip
 numbers. An epoch is planned window by window. Shards come in random order, every source spread
 evenly over the epoch; the shards of a window, some hundred thousand clips, are read together, which
 is what network disks and page caches want. Within a window clips of like duration go together, a
@@ -50,7 +50,7 @@ class BatchConfig:
     """How clips are put into batches."""
 
     max_duration_s: float = 600.0
-    """Audio in one batch of one rank, in seconds, counted with padding and with the room that
+    """Audio in one batch of one process, in seconds, counted with padding and with the room that
     token mixing may need."""
 
     min_clip_s: float = 0.5
@@ -76,7 +76,7 @@ class EpochPlan:
     Attributes:
         order: (I,) uint32 clip numbers; a clip with weight 2 stands there twice.
         bounds: (num_batches + 1,) int64 ascending positions in `order`.
-        steps: (num_steps, world_size) uint32, the batch of each step and rank.
+        steps: (num_steps, num_shares) uint32, the batch of each step and share.
     """
 
     order: NDArray[np.uint32]
@@ -125,44 +125,44 @@ class BatchPlan:
         self._check_usable(counts.longest / SAMPLE_RATE_HZ)
         self._cached: tuple[tuple[int, int], EpochPlan] | None = None
 
-    def steps(self, epoch: int, world_size: int = 1) -> int:
-        """Returns the number of steps in an epoch; it is the same on every rank."""
-        return len(self.epoch(epoch, world_size).steps)
+    def steps(self, epoch: int, num_shares: int = 1) -> int:
+        """Returns the number of steps in an epoch; each has one batch for every share."""
+        return len(self.epoch(epoch, num_shares).steps)
 
-    def batch(self, epoch: int, step: int, rank: int = 0, world_size: int = 1) -> list[int]:
-        """Returns the clip numbers of one rank's batch at one step.
+    def batch(self, epoch: int, step: int, share: int = 0, num_shares: int = 1) -> list[int]:
+        """Returns the clip numbers of one share of a step, which is one batch.
 
         Raises:
-            IndexError: The epoch has no such step, or the group no such rank.
+            IndexError: The epoch has no such step, or the step no such share.
         """
-        plan = self.epoch(epoch, world_size)
-        number = int(plan.steps[step, rank])
+        plan = self.epoch(epoch, num_shares)
+        number = int(plan.steps[step, share])
         clips: list[int] = plan.order[plan.bounds[number] : plan.bounds[number + 1]].tolist()
         return clips
 
-    def epoch(self, epoch: int, world_size: int = 1) -> EpochPlan:
+    def epoch(self, epoch: int, num_shares: int = 1) -> EpochPlan:
         """Plans an epoch, finds the plan in the folder, or returns what was asked for last.
 
-        The batches do not depend on the number of ranks, apart from at most `world_size - 1` of
-        a window that are halved so that every rank has one batch at every step, none lost and
-        none doubled. Batches of one step are neighbours in duration, so ranks wait little for
+        The batches do not depend on the number of shares, apart from at most `num_shares - 1` of
+        a window that are halved so that every share of a step is one batch, none lost and none
+        doubled. Batches of one step are neighbours in duration, so processes wait little for
         each other.
         """
-        key = (epoch, world_size)
+        key = (epoch, num_shares)
         if self._cached is None or self._cached[0] != key:
-            self._cached = (key, self._find(epoch, world_size))
+            self._cached = (key, self._find(epoch, num_shares))
         return self._cached[1]
 
-    def largest(self, epoch: int, world_size: int = 1) -> tuple[int, int]:
-        """Returns step and rank of the batch of an epoch that is largest, padding included."""
-        plan = self.epoch(epoch, world_size)
+    def largest(self, epoch: int, num_shares: int = 1) -> tuple[int, int]:
+        """Returns step and share of the batch of an epoch that is largest, padding included."""
+        plan = self.epoch(epoch, num_shares)
         sizes = np.concatenate([padded for padded, _ in _sizes(self.clips, plan)])
-        step, rank = np.unravel_index(int(sizes[plan.steps].argmax()), plan.steps.shape)
-        return int(step), int(rank)
+        step, share = np.unravel_index(int(sizes[plan.steps].argmax()), plan.steps.shape)
+        return int(step), int(share)
 
-    def padding_share(self, epoch: int, world_size: int = 1) -> float:
+    def padding_share(self, epoch: int, num_shares: int = 1) -> float:
         """Returns the padded share of an epoch's batches, 0 to 1, before augmentation."""
-        return padding_share(self.clips, self.epoch(epoch, world_size))
+        return padding_share(self.clips, self.epoch(epoch, num_shares))
 
     def _check_usable(self, longest_s: float) -> None:
         limits = f"{self.config.min_clip_s:g} s to {self.config.max_clip_s:g} s"
@@ -185,10 +185,10 @@ class BatchPlan:
                 f"{self.config.max_duration_s:g} s: raise max_duration_s or lower max_clip_s"
             )
 
-    def _find(self, epoch: int, world_size: int) -> EpochPlan:
+    def _find(self, epoch: int, num_shares: int) -> EpochPlan:
         if self.keep_in is None:
-            return self._make(epoch, world_size)
-        key = self._key(epoch, world_size)
+            return self._make(epoch, num_shares)
+        key = self._key(epoch, num_shares)
         folder = self.keep_in / f"epoch-{epoch:05d}-{key[:16]}.plan"
         names = [one.name for one in fields(EpochPlan)]
         if folder.is_dir():
@@ -196,11 +196,11 @@ class BatchPlan:
                 return EpochPlan(**map_arrays(folder, names))
             except DataError:  # damaged: it costs little to make another
                 shutil.rmtree(folder, ignore_errors=True)
-        write_arrays(folder, vars(self._make(epoch, world_size)))
+        write_arrays(folder, vars(self._make(epoch, num_shares)))
         self._forget_others(folder)
         return EpochPlan(**map_arrays(folder, names))
 
-    def _key(self, epoch: int, world_size: int) -> str:
+    def _key(self, epoch: int, num_shares: int) -> str:
         facts = (
             PLAN_VERSION,
             self.clips.fingerprint,
@@ -209,7 +209,7 @@ class BatchPlan:
             asdict(self.config),
             self.growth_s,
             epoch,
-            world_size,
+            num_shares,
         )
         return hashlib.sha256(json.dumps(facts).encode("utf-8")).hexdigest()
 
@@ -220,25 +220,25 @@ class BatchPlan:
             if other.name.split("-")[1] != epoch:
                 shutil.rmtree(other, ignore_errors=True)  # who still reads it keeps its view
 
-    def _make(self, epoch: int, world_size: int) -> EpochPlan:
+    def _make(self, epoch: int, num_shares: int) -> EpochPlan:
         begin = time.monotonic()
-        plan = self._plan(epoch, world_size)
+        plan = self._plan(epoch, num_shares)
         logger.info(
             "epoch %d: %d steps of %d batches, %.1f%% padding (planned in %.1f s)",
             epoch,
             len(plan.steps),
-            world_size,
+            num_shares,
             100.0 * padding_share(self.clips, plan),
             time.monotonic() - begin,
         )
         return plan
 
-    def _plan(self, epoch: int, world_size: int) -> EpochPlan:
+    def _plan(self, epoch: int, num_shares: int) -> EpochPlan:
         order: list[NDArray[np.uint32]] = []
         bounds: list[Ints] = [np.zeros(1, np.int64)]
         steps: list[NDArray[np.uint32]] = []
         num_clips = num_batches = num_left_out = 0
-        for clips, ends, window_steps, left_out in self._windows(epoch, world_size):
+        for clips, ends, window_steps, left_out in self._windows(epoch, num_shares):
             order.append(clips.astype(np.uint32))
             bounds.append(ends[1:] + num_clips)
             steps.append((window_steps + num_batches).astype(np.uint32))
@@ -247,14 +247,14 @@ class BatchPlan:
             num_left_out += left_out
         if num_left_out:
             logger.warning(
-                "epoch %d: %d batches of one clip each cannot be shared by %d ranks; left out",
+                "epoch %d: %d batches of one clip each cannot be shared by %d processes; left out",
                 epoch,
                 num_left_out,
-                world_size,
+                num_shares,
             )
         return EpochPlan(np.concatenate(order), np.concatenate(bounds), np.concatenate(steps))
 
-    def _windows(self, epoch: int, world_size: int) -> Iterator[tuple[Ints, Ints, Ints, int]]:
+    def _windows(self, epoch: int, num_shares: int) -> Iterator[tuple[Ints, Ints, Ints, int]]:
         """Yields clips, bounds and steps of every window, and the batches left out of it."""
         drawn = windows(self.clips, self._usable, self.seed, epoch, self.config.window_clips)
         for number, pieces in enumerate(drawn):
@@ -269,9 +269,9 @@ class BatchPlan:
             keys = np.log(np.maximum(durations, 1e-3)) + rng.uniform(-spread, spread, len(clips))
             by_duration = np.argsort(keys, kind="stable")
             bounds = pack(durations[by_duration], self.config.max_duration_s, self.growth_s)
-            bounds, left_out = even_out(bounds, world_size)
-            num_steps = (len(bounds) - 1) // world_size
-            steps = np.arange(num_steps * world_size).reshape(num_steps, world_size)
+            bounds, left_out = even_out(bounds, num_shares)
+            num_steps = (len(bounds) - 1) // num_shares
+            steps = np.arange(num_steps * num_shares).reshape(num_steps, num_shares)
             steps = rng.permuted(rng.permutation(steps), axis=1)
             yield clips[by_duration[: bounds[-1]]], bounds, steps, left_out
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from spear.data.formats.records import PartRecords
+from spear.data.formats.part_records import PartRecords
 from spear.data.formats.shards import CutInfo
 from spear.data.formats.tokens import (
     ShardTokens,

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spear.data.formats.records import PartRecords
+from spear.data.formats.part_records import PartRecords
 from spear.data.formats.shards import find_doubled, find_shard_ids, load_record
 from spear.data.formats.tokens import TokenSidecar, find_teachers, sidecar_name
 from spear.data.index.shard_folder import ShardFolder

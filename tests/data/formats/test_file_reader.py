@@ -1,11 +1,11 @@
-"""Byte ranges of files: whole whatever the system gives at once, counted, refused when missing."""
+"""Byte ranges of files: whole whatever the system gives at once, refused when missing."""
 
 import os
 import pickle
 
 import pytest
 
-from spear.data.formats.tars import FileReader, ReadTotal
+from spear.data.formats.tars import FileReader
 from spear.errors import DataError
 
 
@@ -16,12 +16,6 @@ def files(tmp_path):
     return [tmp_path / str(number) for number in range(4)]
 
 
-@pytest.fixture(autouse=True)
-def total(monkeypatch):
-    monkeypatch.setattr(FileReader, "total", ReadTotal())
-    return FileReader.total
-
-
 def test_a_range_is_whole_when_the_system_gives_it_in_pieces(files, monkeypatch):
     pread = os.pread
     monkeypatch.setattr(os, "pread", lambda fd, size, offset: pread(fd, min(size, 7), offset))
@@ -30,14 +24,9 @@ def test_a_range_is_whole_when_the_system_gives_it_in_pieces(files, monkeypatch)
         FileReader().read(files[1], 99, 2)
 
 
-def test_bytes_and_seconds_of_all_readers_are_added_up(files, total):
-    first, second = FileReader(), FileReader()
-    first.read(files[0], 0, 30)
-    second.read(files[1], 50, 50)
-    assert total.num_bytes == 80 and 0 < total.seconds < 1
-    with pytest.raises(DataError, match="cannot be read"):
-        first.read(files[0].with_name("missing"), 0, 1)
-    assert total.num_bytes == 80
+def test_a_missing_file_is_named(files):
+    with pytest.raises(DataError, match="missing: cannot be read"):
+        FileReader().read(files[0].with_name("missing"), 0, 1)
 
 
 def test_few_files_are_open_at_once_and_all_can_be_read(files):

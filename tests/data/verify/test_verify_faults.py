@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from spear.data.formats.manifests import read_jsonl_gz, write_jsonl_gz
-from spear.data.formats.records import PartRecords
+from spear.data.formats.part_records import PartRecords
 from spear.data.formats.tars import FileReader, PairTarWriter, index_pairs
 from spear.data.formats.tokens import ShardTokens, TokenSidecar, TokenTarWriter
 from spear.data.index.shard_folder import ShardFolder

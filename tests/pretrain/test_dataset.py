@@ -9,13 +9,14 @@ import torch
 from spear.audio.noise import RecordedNoise, SyntheticNoise
 from spear.data.formats.tars import PairTarWriter
 from spear.data.index.clip_index import ClipIndex, SourceConfig
-from spear.data.index.loader import BatchDataset, BatchLoader, Place, open_noise, token_counts
+from spear.data.index.loader import BatchLoader, Place
 from spear.data.index.plan import BatchConfig, BatchPlan
 from spear.encoders.frame_grid import StudentFrames
 from spear.errors import ConfigError, DataError, TokenError
 from spear.pretrain.augment import AugmentConfig, Augmenter
 from spear.pretrain.collate import Collator, TokenLayout
 from spear.pretrain.masking import MaskConfig, MaskSampler
+from spear.pretrain.reading import PretrainDataset, open_noise, read_example, token_counts
 from tests.pretrain.small_shards import make_clip, write_corpus, write_shards
 
 REQUIRED = {"speech": ("wavlm",), "audio": ("wavlm", "dasheng")}
@@ -39,7 +40,8 @@ def make_loader(index, num_workers=0, seed=5, augment=True):
     config = AugmentConfig(prob=0.9, mixing_share=0.5)
     augmenter = Augmenter(config, {"wavlm": 50.0}, open_noise(config, index)) if augment else None
     plan = BatchPlan(index.table, seed, BatchConfig(max_duration_s=12.0), growth_s=2.0)
-    return BatchLoader(BatchDataset(index, collator, seed, "train", augmenter), plan, num_workers)
+    dataset = PretrainDataset(index, collator, seed, "train", augmenter)
+    return BatchLoader(dataset, plan, num_workers)
 
 
 def assert_equal_batches(first, second):
@@ -59,7 +61,7 @@ def test_the_index_numbers_all_clips_and_reads_them(corpus):
     for number in (0, 11, 12, 17):
         domain, within = ("speech", number) if number < 12 else ("audio", number - 12)
         made = make_clip(within, domain)
-        one = index.example(number)
+        one = read_example(index, number)
         assert one.id == made["id"] and one.is_audio == (domain == "audio")
         assert np.abs(one.audio - made["audio"]).max() < 1e-4
         assert set(one.tokens) == set(REQUIRED[domain])
@@ -176,7 +178,8 @@ def test_folders_with_tokens_of_different_quantizers_do_not_mix(tmp_path, corpus
 def test_noise_comes_from_where_the_configuration_says(corpus, tmp_path):
     both, speech = open_index(corpus), open_index(corpus[:1])
     assert isinstance(open_noise(AugmentConfig(), both), RecordedNoise)
-    assert list(open_noise(AugmentConfig(), both).ids) == [f"audio-{i:03d}" for i in range(6)]
+    names = [both.id(number) for number in open_noise(AugmentConfig(), both).numbers.tolist()]
+    assert names == [f"audio-{i:03d}" for i in range(6)]
     assert isinstance(open_noise(AugmentConfig(), speech), SyntheticNoise)
     assert isinstance(open_noise(AugmentConfig(noise_source="synthetic"), both), SyntheticNoise)
     with pytest.raises(ConfigError, match="no source has clips of general audio"):
