@@ -73,7 +73,7 @@ COMMANDS = {
         ledger="shards",
     ),
     "bench": Command(
-        "spear.pretrain.bench", "data: how fast a run's data are read", positional=("what",)
+        "spear.pretrain.bench", "how fast a run's data are read", positional=("what",)
     ),
     "pretrain": Command(
         "spear.pretrain.command", "shards + tokens -> student", ledger="train.output_dir"

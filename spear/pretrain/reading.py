@@ -1,6 +1,6 @@
 """What a pre-training run reads, from its configuration: index, batches, augmentation, loader.
 
-`PretrainTask` trains with these, `spear bench data` times them. Whether the shard folders hold what
+`PretrainTask` trains with these, `spear bench` times them. Whether the shard folders hold what
 the configuration describes is checked here, when they are opened.
 """
 

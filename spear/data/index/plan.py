@@ -247,7 +247,7 @@ class BatchPlan:
             num_left_out += left_out
         if num_left_out:
             logger.warning(
-                "epoch %d: %d batches of one clip each cannot be shared by %d processes; left out",
+                "epoch %d: %d batches of one clip each cannot be shared by %d ranks; left out",
                 epoch,
                 num_left_out,
                 num_shares,
