@@ -15,7 +15,7 @@ from test_pretrain_command import make_config
 from spear.audio import Fbank
 from spear.data.corpus import shard
 from spear.data.formats.tokens import ShardTokens, TokenTarWriter, token_tar_name
-from spear.data.index.loader import SourceConfig
+from spear.data.index.clip_index import SourceConfig
 from spear.data.index.shard_folder import ShardFolder
 from spear.pretrain.command import run
 from tests.pretrain.small_shards import CODEBOOK_SIZE, CODEBOOKS, RATES_HZ, write_sidecar
