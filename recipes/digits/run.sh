@@ -68,7 +68,7 @@ main() {
       ${transducer_runs[@]+"${transducer_runs[@]}"}
   fi
   if begin_stage 9 "summary"; then
-    run "$SPEAR_PYTHON" "$RECIPE_DIR/summarize.py" --exp-dir "$exp"
+    run "$SPEAR_PYTHON" "$RECIPE_DIR/local/digits_table.py" --exp-dir "$exp"
   fi
 }
 

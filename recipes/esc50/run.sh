@@ -96,5 +96,5 @@ if [[ "$scratch" == true ]] && begin_stage 3 "taggers from scratch"; then
   train_folds scratch init_config
 fi
 if begin_stage 4 "summary"; then
-  run "$SPEAR_PYTHON" "$SPEAR_ROOT/local/summarize_folds.py" --exp-dir "$exp"
+  run "$SPEAR_PYTHON" "$SPEAR_ROOT/local/summarize.py" --folds --exp-dir "$exp"
 fi

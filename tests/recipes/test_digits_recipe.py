@@ -1,10 +1,9 @@
 """The digits recipe on a miniature of the corpus: tones that stand for digits, tiny models."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
+import digits_table
 import pytest
 import yaml
 
@@ -46,14 +45,6 @@ TINY = {
 def run_recipe(shell, tone_digits, output, *words):
     options = ["--digits-dir", tone_digits, "--held-out-speaker", "carl", "--device", "cpu"]
     return shell(RECIPE / "run.sh", *options, "--output-dir", output, *words)
-
-
-def load_summarize():
-    spec = importlib.util.spec_from_file_location("digits_summarize", RECIPE / "summarize.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_all_stages_end_in_a_table(tone_digits, tmp_path, shell):
@@ -103,12 +94,11 @@ def write_decoded(exp, run, search, test, speaker):
 
 
 def test_the_table_has_means_spreads_and_the_errors_left(tmp_path, capsys):
-    summarize = load_summarize()
     for seed, rates in enumerate([(40.0, 60.0), (50.0, 70.0)]):
         write_decoded(tmp_path, f"ctc-scratch-120s-{seed}", "greedy", *rates)
         write_decoded(tmp_path, f"ctc-finetuned-120s-{seed}", "greedy", 9.0, 26.0)
     write_decoded(tmp_path, "transducer-finetuned-30s-0", "ctc_head", 20.0, 30.0)
-    assert summarize.main(["--exp-dir", str(tmp_path)]) == 0
+    assert digits_table.main(["--exp-dir", str(tmp_path)]) == 0
     cells = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in capsys.readouterr().out.splitlines()
@@ -123,10 +113,13 @@ def test_the_table_has_means_spreads_and_the_errors_left(tmp_path, capsys):
 
 
 def test_a_summary_without_runs_is_refused(tmp_path, capsys):
-    summarize = load_summarize()
-    assert summarize.main(["--exp-dir", str(tmp_path)]) == 2
+    assert digits_table.main(["--exp-dir", str(tmp_path)]) == 2
     assert "no decoded recognisers; run the earlier stages" in capsys.readouterr().err
     write_decoded(tmp_path, "ctc-scratch-30s-0", "greedy", 1.0, 2.0)
-    (tmp_path / "asr/ctc-scratch-30s-0/decode/greedy/summary.json").write_text("{")
-    assert summarize.main(["--exp-dir", str(tmp_path)]) == 2
+    broken = tmp_path / "asr/ctc-scratch-30s-0/decode/greedy/summary.json"
+    broken.write_text("{}")
+    assert digits_table.main(["--exp-dir", str(tmp_path)]) == 2
     assert "not what `spear decode` writes" in capsys.readouterr().err
+    broken.write_text("{")
+    assert digits_table.main(["--exp-dir", str(tmp_path)]) == 2
+    assert "not readable as JSON" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import esc50_labels
 import label_lists
 import prefix_labels
 import pytest
-import summarize_folds
+import summarize
 
 from spear.errors import DataError
 from spear.tagging.labels import Classes, read_labels
@@ -156,7 +156,7 @@ def test_the_table_of_folds_has_mean_and_spread(write_fold, tmp_path, capsys):
     for fold, precision in ((1, 0.5), (2, 0.7)):
         write_fold("finetuned", fold, precision)
         write_fold("scratch", fold, precision / 2)
-    assert summarize_folds.main(["--exp-dir", str(tmp_path)]) == 0
+    assert summarize.main(["--folds", "--exp-dir", str(tmp_path)]) == 0
     text = (tmp_path / "folds.md").read_text()
     assert "| finetuned | 2 | 60.0 ± 14.1 | 50.0 ± 0.0 |  |" in text
     assert "| `dog` | 6 | 25.0 | 60.0 ± 14.1 | 30.0 ± 7.1 |" in text
@@ -165,12 +165,12 @@ def test_the_table_of_folds_has_mean_and_spread(write_fold, tmp_path, capsys):
 
 
 def test_missing_folds_are_named(write_fold, tmp_path, capsys):
-    assert summarize_folds.main(["--exp-dir", str(tmp_path)]) == 2
+    assert summarize.main(["--folds", "--exp-dir", str(tmp_path)]) == 2
     assert "train first" in capsys.readouterr().err
     write_fold("finetuned", 1, 0.5)
     write_fold("scratch", 1, 0.5)
     write_fold("scratch", 2, 0.5)
-    assert summarize_folds.main(["--exp-dir", str(tmp_path)]) == 2
+    assert summarize.main(["--folds", "--exp-dir", str(tmp_path)]) == 2
     assert "finetuned 1, scratch 2" in capsys.readouterr().err
 
 
@@ -179,5 +179,5 @@ def test_folds_of_other_classes_are_not_averaged(write_fold, tmp_path, capsys):
     write_fold("finetuned", 2, 0.5)
     path = tmp_path / "finetuned" / "fold2" / "evaluation" / "summary.json"
     path.write_text(path.read_text().replace("dog", "cat"))
-    assert summarize_folds.main(["--exp-dir", str(tmp_path)]) == 2
+    assert summarize.main(["--folds", "--exp-dir", str(tmp_path)]) == 2
     assert "same classes" in capsys.readouterr().err
