@@ -120,7 +120,7 @@ def _new_chart(part: str, name: str, unit: str, kind: str, teachers: Sequence[st
     fitting = [one for one in teachers if name.startswith(f"{one}_") and not part]
     owner = max(fitting, key=len, default="")
     title = name.removeprefix(f"{owner}_").removeprefix("codebook_").replace("_", " ")
-    is_log = _is_loss(name) or "norm" in name
+    is_log = kind == "lines" and (_is_loss(name) or "norm" in name)  # bars begin at 0
     chart = Chart(title, unit, kind, "step" if kind == "lines" else "codebook", is_log)
     if part in _MACHINE_PARTS:
         chart.title, chart.group = f"{part}: {title}", _MACHINE
