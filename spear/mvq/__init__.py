@@ -2,6 +2,11 @@
 
 `Quantizer` is the multi-codebook quantiser that spear is about; beside it stand baselines with the
 same interface. `load_quantizer` reads any of them.
+
+Read `quantizers` (what they are), `search` (how codes are found), `training`; then `evaluation`
+and `report` (how good one is; `interpretation` says it in words, `pictures` shows it) and
+`command`, which puts all together. `usage` counts codes, for other packages too;
+`multi_quantization` translates from and to the authors' own package.
 """
 
 from spear.mvq.quantizers.codebooks import CodebookQuantizer

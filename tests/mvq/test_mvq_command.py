@@ -1,6 +1,7 @@
 """`spear train-quantizer`: files in, files out, and running it again."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +26,10 @@ TEACHER = {
 }
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> TrainQuantizerConfig:
-    np.save(tmp_path / "my frames.frames.npy", correlated_frames(1500, 16).numpy())
-    (tmp_path / "my frames.frames.json").write_text(json.dumps({"teacher": TEACHER, "seed": 0}))
+def config_in(folder: Path) -> TrainQuantizerConfig:
     return TrainQuantizerConfig(
-        frames=str(tmp_path / "my frames.frames.npy"),
-        output=str(tmp_path / "q" / "quantizer.safetensors"),
+        frames=str(folder / "my frames.frames.npy"),
+        output=str(folder / "q" / "quantizer.safetensors"),
         num_codebooks=3,
         codebook_size=16,
         device="cpu",
@@ -39,15 +37,42 @@ def config(tmp_path: Path) -> TrainQuantizerConfig:
     )
 
 
-def test_writes_quantiser_and_report(config: TrainQuantizerConfig, tmp_path: Path) -> None:
-    run(config)
-    quantizer = Quantizer.load(config.output)
+def write_frames(folder: Path) -> None:
+    np.save(folder / "my frames.frames.npy", correlated_frames(1500, 16).numpy())
+    (folder / "my frames.frames.json").write_text(json.dumps({"teacher": TEACHER, "seed": 0}))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TrainQuantizerConfig:
+    write_frames(tmp_path)
+    return config_in(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    write_frames(folder)
+    with pytest.MonkeyPatch.context() as patch:  # no pictures, whichever test comes first
+        patch.setattr("spear.mvq.pictures.new_figure", lambda *size: None)
+        run(config_in(folder))
+    return folder
+
+
+@pytest.fixture
+def finished(finished_folder: Path, tmp_path: Path) -> TrainQuantizerConfig:
+    """The settings of a run that is over, in a folder of the test's own."""
+    shutil.copytree(finished_folder, tmp_path, dirs_exist_ok=True)
+    return config_in(tmp_path)
+
+
+def test_writes_quantiser_and_report(finished: TrainQuantizerConfig, tmp_path: Path) -> None:
+    quantizer = Quantizer.load(finished.output)
     assert (quantizer.num_codebooks, quantizer.codebook_size, quantizer.dim) == (3, 16, 16)
     assert quantizer.teacher() == TEACHER
     assert (quantizer.channel_scale != 1).all()  # the teacher asked for it
     summary = json.loads((tmp_path / "q" / "summary.json").read_text())
-    frames = torch.from_numpy(np.load(config.frames))
-    _, held_out = split_rows(1500, config.held_out_fraction)
+    frames = torch.from_numpy(np.load(finished.frames))
+    _, held_out = split_rows(1500, finished.held_out_fraction)
     error = relative_error(quantizer, frames[held_out], quantizer.encode(frames[held_out]))
     assert summary["relative_error"] == pytest.approx(error, rel=1e-4)
     assert summary["id"] == quantizer.id
@@ -59,27 +84,29 @@ def test_writes_quantiser_and_report(config: TrainQuantizerConfig, tmp_path: Pat
     assert report.count("\n| 2 |") == 1
 
 
-def test_frames_may_be_named_as_embed_was_told(config: TrainQuantizerConfig) -> None:
-    config.frames = config.frames.removesuffix(".frames.npy")
-    run(config)
-    assert Path(config.output).is_file()
+def test_frames_may_be_named_as_embed_was_told(finished: TrainQuantizerConfig) -> None:
+    before = Path(finished.output).read_bytes()
+    Path(finished.output).with_name("summary.json").unlink()
+    finished.frames = finished.frames.removesuffix(".frames.npy")
+    run(finished)  # finds the same frames: else it would refuse
+    assert Path(finished.output).with_name("summary.json").is_file()
+    assert Path(finished.output).read_bytes() == before
 
 
 def test_second_run_does_nothing_and_a_lost_report_is_made_again(
-    config: TrainQuantizerConfig, monkeypatch: pytest.MonkeyPatch
+    finished: TrainQuantizerConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(config)
-    output = Path(config.output)
+    output = Path(finished.output)
     stamp, report = output.stat().st_mtime_ns, (output.parent / "report.md").read_text()
 
     def fail(*args: object, **kwargs: object) -> None:
         raise AssertionError("trained again")
 
     monkeypatch.setattr("spear.mvq.command.train_quantizer", fail)
-    run(config)
+    run(finished)
     for lost in ("report.md", "summary.json"):
         (output.parent / lost).unlink()
-    run(config)
+    run(finished)
     assert output.stat().st_mtime_ns == stamp
     assert (output.parent / "report.md").read_text() == report
 
@@ -100,21 +127,20 @@ def test_a_killed_run_leaves_nothing_half_made(
     assert not [file for file in folder.iterdir() if "partial" in file.name]
 
 
-def test_differences_are_named_and_nothing_is_overwritten(config: TrainQuantizerConfig) -> None:
-    run(config)
-    before = Path(config.output).read_bytes()
-    config.seed, config.budget.noise = 5, 0.25
-    frames = np.load(config.frames)
-    np.save(config.frames, frames + 1)
+def test_differences_are_named_and_nothing_is_overwritten(finished: TrainQuantizerConfig) -> None:
+    before = Path(finished.output).read_bytes()
+    finished.seed, finished.budget.noise = 5, 0.25
+    frames = np.load(finished.frames)
+    np.save(finished.frames, frames + 1)
     with pytest.raises(ConfigError) as caught:
-        run(config)
+        run(finished)
     message = str(caught.value)
     assert "seed is 0, asked for 5" in message
     assert "budget.noise is 0.1, asked for 0.25" in message
     assert "other frames" in message
     assert "Remove it" in message
     assert "\n" not in message
-    assert Path(config.output).read_bytes() == before
+    assert Path(finished.output).read_bytes() == before
 
 
 def test_normalisation_can_be_asked_for(config: TrainQuantizerConfig) -> None:
@@ -177,17 +203,19 @@ def test_held_out_frames_are_spread_and_disjoint() -> None:
     assert len(split_rows(5000, 0.05)[1]) == pytest.approx(250, abs=32)
 
 
-def test_report_without_matplotlib(config: TrainQuantizerConfig) -> None:
-    run(config)
-    folder = Path(config.output).parent
+def test_report_without_matplotlib(finished: TrainQuantizerConfig) -> None:
+    folder = Path(finished.output).parent
+    (folder / "summary.json").unlink()
+    run(finished)
     assert not (folder / "usage.png").exists()
     assert "usage.png" not in (folder / "report.md").read_text()
 
 
 @pytest.mark.usefixtures("pictures")
-def test_report_draws_usage_with_matplotlib(config: TrainQuantizerConfig) -> None:
-    run(config)
-    picture = Path(config.output).with_name("usage.png")
+def test_report_draws_usage_with_matplotlib(finished: TrainQuantizerConfig) -> None:
+    Path(finished.output).with_name("summary.json").unlink()
+    run(finished)
+    picture = Path(finished.output).with_name("usage.png")
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "](usage.png)" in picture.with_name("report.md").read_text()
 
