@@ -137,28 +137,21 @@ class Alternation:
 
     def state(self) -> dict[str, Tensor]:
         """Returns all that the next rounds depend on, by name: references, not copies."""
-        counts, sums, scatter = self.statistics.tensors()
         return {
-            "centers": self.centers,
-            "origin": self.origin,
-            "counts": counts,
-            "sums": sums,
-            "scatter": scatter,
-            "num_frames": torch.tensor(self.statistics.num_frames, dtype=torch.float64),
+            **self._tensors(),
             "iteration": torch.tensor(self.iteration),
             "random_state": self.generator.get_state(),
         }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Goes on from what `state` gave, in an alternation made with the same arguments."""
-        self.centers.copy_(state["centers"])
-        self.origin.copy_(state["origin"])
-        names = ("counts", "sums", "scatter")
-        for tensor, name in zip(self.statistics.tensors(), names, strict=True):
+        for name, tensor in self._tensors().items():
             tensor.copy_(state[name])
-        self.statistics.num_frames = float(state["num_frames"])
         self.iteration = int(state["iteration"])
         self.generator.set_state(state["random_state"])
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {"centers": self.centers, "origin": self.origin, **self.statistics.tensors()}
 
     def _next_frames(self) -> Tensor:
         """Returns sorted indexes of the frames of this round, walking round the shuffled list."""
@@ -180,7 +173,7 @@ class Alternation:
         classifiers, too. Measured, this ends 3% better.
         """
         table = ProductTable(self.centers)
-        has_guess = self.statistics.num_frames > 0
+        has_guess = bool(self.statistics.num_frames > 0)
         weight, bias = self.statistics.classifiers() if has_guess else (None, None)
         codes = torch.zeros(len(rows), self.shape[0], dtype=torch.int64, device=table.cross.device)
         self._newest.clear()

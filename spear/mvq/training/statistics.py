@@ -41,7 +41,7 @@ class CodeStatistics:
         counts: (N * K, N * K) float64; the diagonal says how often each code was chosen.
         sums: (N * K, D) float64: sum of the frames that chose each code.
         scatter: (D, D) float64: sum of x x'.
-        num_frames: Weight of the frames accumulated.
+        num_frames: () float64: weight of the frames accumulated.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class CodeStatistics:
         self.counts = torch.zeros(num_codes, num_codes, **kind)  # type: ignore[call-overload]
         self.sums = torch.zeros(num_codes, dim, **kind)  # type: ignore[call-overload]
         self.scatter = torch.zeros(dim, dim, **kind)  # type: ignore[call-overload]
-        self.num_frames = 0.0
+        self.num_frames = torch.zeros((), **kind)  # type: ignore[call-overload]
 
     def accumulate(self, frames: Tensor, codes: Tensor) -> None:
         """Adds frames (B, D) with their codes (B, N)."""
@@ -80,33 +80,31 @@ class CodeStatistics:
             self.scatter.addmm_(block.t(), block)
         self.num_frames += len(frames)
 
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns counts, sums and scatter themselves."""
-        return self.counts, self.sums, self.scatter
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns by their names, themselves: counts, sums, scatter and num_frames."""
+        return {name: getattr(self, name) for name in ("counts", "sums", "scatter", "num_frames")}
 
     def all_reduce(self, ranks: Ranks) -> None:
         """Adds up what the processes accumulated, each from its own frames."""
-        for tensor in self.tensors():
+        for tensor in self.tensors().values():
             ranks.all_reduce(tensor)
-        number = torch.tensor(self.num_frames, dtype=torch.float64, device=ranks.device)
-        self.num_frames = float(ranks.all_reduce(number))
 
     def absorb(self, newer: "CodeStatistics", memory: float) -> None:
         """Weakens what was accumulated so far, by codes that have since changed, and adds to it."""
-        for tensor, addition in zip(self.tensors(), newer.tensors(), strict=True):
-            tensor.mul_(memory).add_(addition)
-        self.num_frames = self.num_frames * memory + newer.num_frames
+        for name, tensor in self.tensors().items():
+            tensor.mul_(memory).add_(newer.tensors()[name])
 
     def clear(self) -> None:
         """Forgets all frames."""
-        for tensor in self.tensors():
+        for tensor in self.tensors().values():
             tensor.zero_()
-        self.num_frames = 0.0
 
     def spread(self) -> float:
         """Returns sum |x - mean|^2 of the frames, never 0."""
         total = self.sums[: self.codebook_size].sum(dim=0)
-        squares = self.scatter.diagonal().sum() - total.square().sum() / max(self.num_frames, 1.0)
+        squares = self.scatter.diagonal().sum() - total.square().sum() / self.num_frames.clamp(
+            min=1
+        )
         return max(float(squares), 1e-20)
 
     def usage(self) -> Tensor:
@@ -163,7 +161,7 @@ class CodeStatistics:
         means = self.sums.view(self.num_codebooks, self.codebook_size, self.dim)
         means = means / counts.unsqueeze(2)
         shares = counts / counts.sum(dim=1, keepdim=True)
-        total = self.scatter / max(self.num_frames, 1.0)
+        total = self.scatter / self.num_frames.clamp(min=1)
         weights, biases = torch.empty_like(means), torch.empty_like(shares)
         for codebook, (mean, share) in enumerate(zip(means, shares, strict=True)):
             within = total - (mean * share.unsqueeze(1)).t() @ mean

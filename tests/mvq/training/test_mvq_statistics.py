@@ -33,6 +33,10 @@ def collect(frames: Tensor, codes: Tensor) -> CodeStatistics:
     return statistics
 
 
+def same(one: CodeStatistics, other: CodeStatistics) -> bool:
+    return all(torch.equal(tensor, other.tensors()[name]) for name, tensor in one.tensors().items())
+
+
 def test_statistics_are_the_normal_equations(frames: Tensor, codes: Tensor) -> None:
     statistics = CodeStatistics(N, K, D, **EXACT)
     for part in (slice(0, 123), slice(123, None)):
@@ -90,7 +94,7 @@ def test_absorbing_weighs_old_frames_less(frames: Tensor, codes: Tensor) -> None
     assert statistics.num_frames == 1.25 * FRAMES
     statistics.clear()
     statistics.absorb(once, 0.25)
-    assert all(map(torch.equal, statistics.tensors(), once.tensors()))
+    assert same(statistics, once)
 
 
 def test_sums_are_the_same_in_any_order(frames: Tensor, codes: Tensor) -> None:
@@ -101,7 +105,7 @@ def test_sums_are_the_same_in_any_order(frames: Tensor, codes: Tensor) -> None:
     order = torch.randperm(FRAMES, generator=torch.Generator().manual_seed(2))
     for part in order.split(37):
         again.accumulate(frames[part], codes[part])
-    assert all(map(torch.equal, once.tensors(), again.tensors()))
+    assert same(once, again)
     plain = [frames[rows].double().sum(dim=0) for rows in (torch.arange(FRAMES), order)]
     assert not torch.equal(*plain)
     torch.testing.assert_close(once.sums[:K].sum(dim=0), plain[0], rtol=1e-4, atol=0.02)
