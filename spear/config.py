@@ -17,6 +17,7 @@ import jsonargparse
 import yaml
 
 from spear.errors import ConfigError, one_line
+from spear.system.files import write_text
 
 C = TypeVar("C")
 
@@ -85,8 +86,6 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
 
 def write_yaml(path: Path, config: Any) -> None:
     """Writes a configuration as YAML, whole or not at all."""
-    from spear.system.files import write_text
-
     write_text(path, yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
 
 

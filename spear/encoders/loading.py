@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from spear.encoders.config_json import student_config
@@ -19,7 +17,13 @@ from spear.encoders.encoder import SpearEncoder
 from spear.encoders.icefall import load_checkpoint
 from spear.errors import CheckpointError, ConfigError
 from spear.system.files import sha256_of
-from spear.system.model_folder import CONFIG_FILE, download, is_hub_id, read_json_object
+from spear.system.model_folder import (
+    CONFIG_FILE,
+    download,
+    is_hub_id,
+    read_json_object,
+    read_tensors,
+)
 from spear.system.progress import get_logger
 from spear.zipformer import ZipformerConfig
 from spear.zipformer.weights import load_exact
@@ -174,12 +178,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: The file is missing or broken.
     """
-    try:
-        state = load_file(path)
-    except FileNotFoundError:
-        raise CheckpointError(f"no weights at {path}") from None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
+    state = read_tensors(path)
     if any(name.startswith(WRAPPED_PREFIX) for name in state):
         heads = sorted(name for name in state if not name.startswith(WRAPPED_PREFIX))
         logger.info("left aside: %s", ", ".join(heads))

@@ -18,7 +18,7 @@ from spear.audio import SAMPLE_RATE_HZ
 from spear.data.corpus.recordings import find_recordings, read_all
 from spear.data.formats.manifests import BadCuts
 from spear.encoders.encoder import SpearEncoder
-from spear.encoders.frame_grid import STUDENT_RATE_HZ, layer_centre_ms, output_centre_ms
+from spear.encoders.layer_frames import LayerFrames
 from spear.encoders.layers import check_layers
 from spear.encoders.loading import from_pretrained, weights_file
 from spear.errors import AudioError, ConfigError
@@ -132,24 +132,16 @@ def parse_layers(text: str, num_layers: int) -> Layers:
 
 def describe_features(model: SpearEncoder, layers: Layers) -> dict[str, Any]:
     """Returns what the features of these layers are, as JSON."""
-    common = {"format_version": FORMAT_VERSION, "spear_version": __version__}
-    if layers is None:
-        return {
-            **common,
-            "layers": "last",
-            "axes": ["frame", "channel"],
-            "num_channels": model.output_dim,
-            "frame_rate_hz": model.frame_rate_hz,
-            "first_frame_centre_ms": output_centre_ms(model.config),
-        }
-    one = len(layers) == 1
+    read = LayerFrames(model, layers[0] if layers else None)
+    is_stack = layers is not None and len(layers) > 1
     return {
-        **common,
-        "layers": list(layers),
-        "axes": ["frame", "channel"] if one else ["layer", "frame", "channel"],
-        "num_channels": model.model.layer_dims[layers[0]] if one else model.output_dim,
-        "frame_rate_hz": STUDENT_RATE_HZ,
-        "first_frame_centre_ms": layer_centre_ms(model.config),
+        "format_version": FORMAT_VERSION,
+        "spear_version": __version__,
+        "layers": "last" if layers is None else list(layers),
+        "axes": ["layer", "frame", "channel"] if is_stack else ["frame", "channel"],
+        "num_channels": model.output_dim if is_stack else read.dim,
+        "frame_rate_hz": 1000 / read.hop_ms,
+        "first_frame_centre_ms": read.first_ms,
     }
 
 

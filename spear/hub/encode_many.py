@@ -9,16 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spear.audio import SAMPLE_RATE_HZ, num_fbank_frames
+from spear.audio import SAMPLE_RATE_HZ
 from spear.data.index.packing import pack_by_length
 from spear.data.tokens.batches import pad_audio
 from spear.encoders.encoder import SpearEncoder
+from spear.encoders.layer_frames import ONE_PASS_S, LayerFrames
 from spear.zipformer.modules.resampling import match_channels
 
 Layers = tuple[int, ...] | None
 """Numbers of layers, 0 for the front end, or None for the encoder's output."""
-LONG_S = 40.0
-"""From here on a recording is encoded in windows, alone."""
 _BATCHES_AHEAD = 8  # what is read before it is sorted by length
 
 
@@ -42,7 +41,7 @@ def encode_many(
     """
     for batch in _batches(recordings, batch_s):
         names, waveforms = zip(*batch, strict=True)
-        is_long = len(batch) == 1 and len(waveforms[0]) > LONG_S * SAMPLE_RATE_HZ
+        is_long = len(waveforms[0]) > ONE_PASS_S * SAMPLE_RATE_HZ
         encode = _encode_long if is_long else _encode_together
         for name, chosen in zip(names, encode(model, waveforms, layers), strict=True):
             yield name, _join([one.cpu() for one in chosen], model.output_dim)
@@ -56,7 +55,7 @@ def _batches(
     seconds = 0.0
     for name, waveform in recordings:
         duration_s = len(waveform) / SAMPLE_RATE_HZ
-        if duration_s > LONG_S:
+        if duration_s > ONE_PASS_S:
             yield [(name, waveform)]
             continue
         waiting.append((name, waveform))
@@ -83,11 +82,10 @@ def _encode_together(
     audio, lens = pad_audio(waveforms)
     device = model.device
     out = model(audio.to(device), lens.to(device))
-    every = (out["embeddings"], *out["hidden_states"])
-    chosen = [out["encoder_out"]] if layers is None else [every[layer] for layer in layers]
-    for row, waveform in enumerate(waveforms):
-        num_frames = _num_frames(model, len(waveform), layers)
-        yield [layer[row, :num_frames] for layer in chosen]
+    reads = [LayerFrames(model, layer) for layer in ([None] if layers is None else layers)]
+    for row, num_samples in enumerate(lens.tolist()):
+        num_frames = reads[0].num_frames(num_samples)
+        yield [read.pick(out)[row, :num_frames] for read in reads]
 
 
 def _encode_long(
@@ -97,12 +95,6 @@ def _encode_long(
     for waveform in waveforms:
         out = model.encode_long(torch.from_numpy(waveform), layers=layers or ())
         yield [one[0] for one in ([out["encoder_out"]] if layers is None else out["hidden_states"])]
-
-
-def _num_frames(model: SpearEncoder, num_samples: int, layers: Layers) -> int:
-    if layers is None:
-        return model.num_frames(num_samples)
-    return model.model.num_layer_frames(num_fbank_frames(num_samples))
 
 
 def _join(chosen: list[Tensor], num_channels: int) -> Tensor:

@@ -14,6 +14,7 @@ from spear.errors import ConfigError
 from spear.hub.token_heads import TokenHeads, load_token_heads
 from spear.zipformer import ZipformerConfig
 from spear.zipformer.stack import DownsampledStack, ZipformerStack
+from spear.zipformer.weights import num_parameters
 
 if TYPE_CHECKING:
     from spear.data.formats.tokens import TokenSidecar
@@ -177,11 +178,6 @@ def _layer_rows(model: SpearEncoder) -> list[_Row]:
     rest = num_all - sum(count for _, count in rows)
     blank = ("",) * (len(_HEADER) - 2)
     return [*rows, (("rest", *blank), rest), (("all", *blank), num_all)]
-
-
-def num_parameters(module: torch.nn.Module) -> int:
-    """Returns how many numbers a module has learned."""
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _table(header: Sequence[str], rows: Sequence[_Row]) -> list[str]:

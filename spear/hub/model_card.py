@@ -8,6 +8,7 @@ from typing import Any
 from spear.config import read_yaml
 from spear.encoders.encoder import SpearEncoder
 from spear.system.markdown import code, markdown_table
+from spear.zipformer.weights import num_parameters
 
 _METRICS = "metrics.jsonl"
 _FRONT_MATTER = """---
@@ -18,24 +19,29 @@ tags:
 - audio
 - spear
 ---"""
-SNIPPETS = {
-    "encoder": """With transformers alone (the folder holds the code, hence `trust_remote_code`):
+_ALONE = """With transformers alone (the folder holds the code, hence `trust_remote_code`):
 
 ```python
 import torch
-from transformers import AutoFeatureExtractor, AutoModel
+from transformers import AutoFeatureExtractor, {auto}
 
 folder = "."  # this one, or the id of its repository
-model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+model = {auto}.from_pretrained(folder, trust_remote_code=True).eval()
 prepare = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=True)
 recordings = [torch.randn(16000) * 0.1, torch.randn(9000) * 0.1]  # 16 kHz mono in [-1, 1]
 inputs = prepare(recordings, sampling_rate=16000, return_tensors="pt")
-with torch.no_grad():
-    out = model(**inputs)
-print(out.last_hidden_state.shape, out.attention_mask.sum(1), len(out.hidden_states))
+{use}
 ```
 
-With spear, which also streams, encodes long recordings and exports to ONNX and icefall:
+"""
+SNIPPETS = {
+    "encoder": _ALONE.format(
+        auto="AutoModel",
+        use="""with torch.no_grad():
+    out = model(**inputs)
+print(out.last_hidden_state.shape, out.attention_mask.sum(1), len(out.hidden_states))""",
+    )
+    + """With spear, which also streams, encodes long recordings and exports to ONNX and icefall:
 
 ```python
 import spear
@@ -46,21 +52,8 @@ with torch.no_grad():
     out = model(torch.randn(1, 16000) * 0.1, torch.tensor([16000]))
 print(out["encoder_out"].shape, out["encoder_out_lens"])
 ```""",
-    "ctc": """With transformers alone (the folder holds the code, hence `trust_remote_code`):
-
-```python
-import torch
-from transformers import AutoFeatureExtractor, AutoModelForCTC
-
-folder = "."  # this one, or the id of its repository
-model = AutoModelForCTC.from_pretrained(folder, trust_remote_code=True).eval()
-prepare = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=True)
-recordings = [torch.randn(16000) * 0.1, torch.randn(9000) * 0.1]  # 16 kHz mono in [-1, 1]
-inputs = prepare(recordings, sampling_rate=16000, return_tensors="pt")
-print(model.transcribe(**inputs))
-```
-
-`spear.from_pretrained(".")` loads the encoder.""",
+    "ctc": _ALONE.format(auto="AutoModelForCTC", use="print(model.transcribe(**inputs))")
+    + '`spear.from_pretrained(".")` loads the encoder.',
 }
 """How to use a model, by what it is; run in its folder."""
 
@@ -102,9 +95,8 @@ def training_record(run_dir: Path) -> dict[str, Any]:
         return {}
     number = run_dir.name.removeprefix("step-")
     last_step = int(number) if number.isdigit() else None
-    lines = list(_lines_until(run / _METRICS, last_step))
     record: dict[str, Any] = {}
-    for line in lines:
+    for line in _lines_until(run / _METRICS, last_step):
         if "data/audio(hours)" in line:
             record |= {"steps": line["step"], "audio_hours": line["data/audio(hours)"]}
             record["elapsed_s"] = line["elapsed_s"]
@@ -148,9 +140,8 @@ def _origin(record: Mapping[str, Any]) -> str:
 
 def _facts(encoder: SpearEncoder) -> list[tuple[str, str]]:
     config = encoder.config
-    millions = sum(p.numel() for p in encoder.parameters()) / 1e6
     facts = [
-        ("parameters", f"{millions:.2f} M"),
+        ("parameters", f"{num_parameters(encoder) / 1e6:.2f} M"),
         ("input", f"{encoder.sampling_rate} Hz mono audio"),
         ("output", f"{encoder.output_dim} channels at {encoder.frame_rate_hz:g} Hz"),
         ("layers", f"{encoder.num_layers} in {config.num_stacks} stacks"),

@@ -10,6 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
 from spear.errors import CheckpointError, one_line
 from spear.system.optional import require
 
@@ -45,6 +49,22 @@ def download(repo: str, patterns: Sequence[str], what: str) -> Path:
             f"{what}: no folder {repo}, and the hub repository of that name cannot be had "
             f"({one_line(error)}): check its name, log in if it is private, or download the folder "
             "where there is a network and give its path"
+        ) from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Reads a safetensors file.
+
+    Raises:
+        CheckpointError: It is missing or broken.
+    """
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"no weights at {path}") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is not a readable weights file: {one_line(error)}"
         ) from error
 
 

@@ -14,22 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from spear.audio import SAMPLE_RATE_HZ
 from spear.errors import CheckpointError, one_line
-from spear.system.model_folder import CONFIG_FILE, read_json_object
+from spear.system.model_folder import CONFIG_FILE, read_json_object, read_tensors
 from spear.teachers.base import Teacher, TeacherIdentity, check_layer, full_precision
 from spear.teachers.config import TeacherConfig
 from spear.teachers.dasheng_network import DashengNetwork, DashengSettings
-from spear.teachers.source import (
-    resolve_model_folder,
-    weights_digest,
-    weights_files,
-)
+from spear.teachers.source import resolve_model_folder, weights_digest, weights_files
 from spear.teachers.windows import Excerpts, Window, Windowing, cut_windows
+from spear.zipformer.weights import load_exact
 
 # Hugging Face weights nest the encoder, and compute the spectrogram outside of the model.
 _PREFIX = "encoder."
@@ -160,7 +155,7 @@ def load_dasheng_teacher(config: TeacherConfig) -> DashengTeacher:
 
 def _read_released(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     """Reads a `.pt` file with a state dict under "model" and settings under "config"."""
-    content = _read_torch(path)
+    content = _read_weights(path)
     if not isinstance(content, dict) or not {"model", "config"} <= content.keys():
         raise CheckpointError(f"{path}: expected a released Dasheng file with 'model' and 'config'")
     return content["model"], content["config"]
@@ -173,27 +168,16 @@ def _read_folder(folder: Path, files: list[Path]) -> tuple[dict[str, Tensor], Ma
         raise CheckpointError(
             f"{folder} holds a model of type {values['model_type']!r}, expected 'dasheng'"
         )
-    state: dict[str, Tensor] = {}
-    for file in files:
-        state.update(
-            _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
-        )
+    state = {name: value for file in files for name, value in _read_weights(file).items()}
     return {name.removeprefix(_PREFIX): value for name, value in state.items()}, values
 
 
-def _read_torch(path: Path) -> Any:
+def _read_weights(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        return read_tensors(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise CheckpointError(
-            f"{path} is not a readable weights file: {one_line(error)}"
-        ) from error
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{path} is not a readable weights file: {one_line(error)}"
         ) from error
@@ -206,20 +190,9 @@ def _load_exactly(network: DashengNetwork, state: dict[str, Tensor], where: str)
     `target_length` are cut off, as the original does.
     """
     own = network.state_dict()
-    state = dict(state)
+    front_end = {name: value for name, value in own.items() if name.startswith(_FRONT_END)}
+    state = {**front_end, **state}
     positions = state.get("time_pos_embed")
     if positions is not None and positions.ndim == 4:
         state["time_pos_embed"] = positions[..., : network.settings.max_patches]
-    missing = sorted(name for name in own.keys() - state.keys() if not name.startswith(_FRONT_END))
-    surplus = sorted(state.keys() - own.keys())
-    other = sorted(
-        f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in own.keys() & state.keys()
-        if own[name].shape != state[name].shape
-    )
-    if missing or surplus or other:
-        raise CheckpointError(
-            f"{where}: the weights do not fit the configuration: missing {missing}, "
-            f"unknown {surplus}, of another shape {other}"
-        )
-    network.load_state_dict(state, strict=False)
+    load_exact(network, state, where)

@@ -47,6 +47,7 @@ from spear.teachers.source import (
     weights_files,
 )
 from spear.teachers.windows import Excerpts
+from spear.zipformer.weights import check_fit
 
 MODEL_TYPES = {
     "wavlm": "wavlm",
@@ -274,15 +275,11 @@ def _load_model(transformers: ModuleType, folder: Path, name: str) -> Any:
             f"teacher {name!r}: {folder} cannot be loaded: {one_line(error)}"
         ) from error
     # Only pre-training masks its input; a checkpoint without this vector is complete for us.
-    missing = sorted(set(report["missing_keys"]) - {"masked_spec_embed"})
-    surplus = sorted(key for key in report["unexpected_keys"] if key.startswith(_USED_MODULES))
+    missing = set(report["missing_keys"]) - {"masked_spec_embed"}
+    unexpected = [key for key in report["unexpected_keys"] if key.startswith(_USED_MODULES)]
     # Names, or names with both shapes: that changes from version to version.
-    other = sorted(x if isinstance(x, str) else str(x[0]) for x in report["mismatched_keys"])
-    if missing or surplus or other:
-        raise CheckpointError(
-            f"teacher {name!r}: the weights in {folder} do not fit its configuration: "
-            f"missing {missing}, unknown {surplus}, of another shape {other}"
-        )
+    other = [x if isinstance(x, str) else str(x[0]) for x in report["mismatched_keys"]]
+    check_fit(f"teacher {name!r}: {folder}", missing, unexpected, other)
     return model.float()
 
 

@@ -1,13 +1,12 @@
 """`load_teacher`: from a specification to a frozen model in evaluation mode."""
 
-import difflib
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from typing import Any
 
 import torch
 
+from spear.config import check_keys
 from spear.errors import ConfigError
 from spear.teachers.base import Precision, Teacher
 from spear.teachers.config import TeacherConfig, TeacherFamily
@@ -57,15 +56,8 @@ def load_teacher(
 
 def _config_from(spec: Mapping[str, Any]) -> TeacherConfig:
     """Turns a dictionary into a `TeacherConfig`, naming what does not belong."""
-    known = [field.name for field in fields(TeacherConfig)]
-    for key in spec:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f": did you mean {near[0]!r}?" if near else f": known are {', '.join(known)}"
-            raise ConfigError(f"a teacher has no field {key!r}{hint}")
+    check_keys(TeacherConfig, spec, "teacher")
     if "name" not in spec:
         raise ConfigError("a teacher needs a name")
-    config = TeacherConfig(**spec)
-    if config.path is not None:
-        config.path = str(config.path)
-    return config
+    path = spec.get("path")
+    return TeacherConfig(**{**spec, "path": None if path is None else str(path)})

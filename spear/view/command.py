@@ -15,11 +15,11 @@ import torch
 from spear.audio import SAMPLE_RATE_HZ
 from spear.data.corpus.recordings import read_recording
 from spear.encoders.encoder import SpearEncoder
-from spear.encoders.frame_grid import STUDENT_RATE_HZ, layer_centre_ms, output_centre_ms
+from spear.encoders.frame_grid import STUDENT_RATE_HZ
+from spear.encoders.layer_frames import LayerFrames
 from spear.encoders.loading import from_pretrained, weights_file
 from spear.errors import ConfigError
 from spear.hub.feature_folder import make_folder
-from spear.hub.info import num_parameters
 from spear.hub.token_heads import TokenHeads, load_token_heads
 from spear.report.page import embedded, render
 from spear.system.device import choose_device
@@ -37,6 +37,7 @@ from spear.view.pictures import (
     draw_similarity_alone,
     draw_tokens_alone,
 )
+from spear.zipformer.weights import num_parameters
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -133,7 +134,7 @@ def look(
     out = model.encode_long(samples, layers=range(model.num_layers + 1))
     frames = out["encoder_out"][0]
     log_mel, _ = model.fbank(samples.unsqueeze(0), torch.tensor([len(samples)]))
-    output = Grid(begin_s + output_centre_ms(model.config) / 1000, 1 / model.frame_rate_hz)
+    output, layers = (_grid_of(LayerFrames(model, layer), begin_s) for layer in (None, 0))
     step = pooling_step(len(frames))
     return View(
         title=title,
@@ -144,12 +145,16 @@ def look(
         similarity=similarity(frames),
         similarity_grid=Grid(output.first_s + (step - 1) / 2 * output.step_s, step * output.step_s),
         layers=layer_colours([layer[0] for layer in out["hidden_states"]]),
-        layer_grid=Grid(begin_s + layer_centre_ms(model.config) / 1000, 1 / STUDENT_RATE_HZ),
+        layer_grid=layers,
         rates_hz=_rates_hz(model),
         tokens={} if heads is None else heads.predict(frames),
         codebook_sizes={} if heads is None else heads.codebook_sizes,
         output_grid=output,
     )
+
+
+def _grid_of(read: LayerFrames, begin_s: float) -> Grid:
+    return Grid(begin_s + read.first_ms / 1000, read.hop_ms / 1000)
 
 
 def _rates_hz(model: SpearEncoder) -> list[float]:

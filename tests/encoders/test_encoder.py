@@ -100,7 +100,7 @@ def test_broken_folders_are_one_clear_error(folder: Path, tmp_path: Path) -> Non
     assert "extra" in str(caught.value)
 
     (folder / "model.safetensors").write_bytes(b"not safetensors")
-    with pytest.raises(CheckpointError, match="not a readable safetensors file"):
+    with pytest.raises(CheckpointError, match="not a readable weights file"):
         spear.from_pretrained(str(folder))
     (folder / "config.json").write_text('{"model_type": "wavlm"}')
     with pytest.raises(CheckpointError, match="'wavlm' model"):

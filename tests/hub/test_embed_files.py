@@ -300,7 +300,7 @@ def test_layers_are_read() -> None:
 def test_batches_and_windows_give_what_each_gives_alone(
     layers: tuple[int, ...] | None, batch_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spear.hub.encode_many.LONG_S", 2.0)  # windows of 40 s: one pass here
+    monkeypatch.setattr("spear.hub.encode_many.ONE_PASS_S", 2.0)  # windows of 40 s: one pass here
     torch.manual_seed(4)
     model = SpearEncoder(tiny_config(output_downsampling_factor=2)).eval()
     recordings = {str(s): noise(s, i) for i, s in enumerate((0.3, 1.1, 2.5, 0.7, 1.9, 0.05))}

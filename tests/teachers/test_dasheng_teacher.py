@@ -206,8 +206,8 @@ def _set(part: str, key: str, value: Any) -> Callable[[dict[str, Any]], Any]:
     ("change", "message"),
     [
         (lambda content: content.pop("config"), "'model' and 'config'"),
-        (lambda content: content["model"].pop("norm.bias"), r"missing \['norm.bias'\]"),
-        (_set("model", "head.weight", torch.zeros(2)), r"unknown \['head.weight'\]"),
+        (lambda content: content["model"].pop("norm.bias"), r"1 missing: norm.bias"),
+        (_set("model", "head.weight", torch.zeros(2)), r"1 unexpected: head.weight"),
         (_set("model", "norm.bias", torch.zeros(2)), r"norm.bias \(2,\) instead of \(24,\)"),
         (_set("config", "embed_dim", 32), "another shape"),
         (_set("config", "num_heads", 5), "5 heads"),

@@ -182,7 +182,10 @@ def test_pretraining_heads_and_a_missing_mask_vector_are_fine(copy: dict[str, An
     ("change", "message"),
     [
         (lambda state: state.pop("encoder.layers.1.layer_norm.weight"), "encoder.layers.1.layer_n"),
-        (lambda state: state.update({"encoder.extra": torch.zeros(2)}), r"unknown .*encoder.extra"),
+        (
+            lambda state: state.update({"encoder.extra": torch.zeros(2)}),
+            r"unexpected: .*encoder.extra",
+        ),
         (
             lambda state: state.update({"encoder.layer_norm.bias": torch.zeros(2)}),
             "layer_norm.bias",

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from spear.audio.checks import SAMPLE_RATE_HZ, check_audio
 from spear.audio.fbank import FRAME_SHIFT
 from spear.encoders.encoder import SpearEncoder
+from spear.encoders.layer_frames import LayerFrames, full_lens
 from spear.encoders.loading import from_pretrained, model_name
-from spear.hub.adapters.layer_frames import LayerFrames, full_lens
 
 _TAIL = 4 * FRAME_SHIFT
 """Samples of silence behind a sound without which unpadded front ends end too early for HEAR."""

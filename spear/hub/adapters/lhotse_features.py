@@ -23,9 +23,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from spear.audio.checks import as_recording, check_rate
 from spear.encoders.frame_grid import num_slots, on_grid
+from spear.encoders.layer_frames import LayerFrames
 from spear.encoders.loading import from_pretrained, model_name
 from spear.errors import AudioError, ConfigError
-from spear.hub.adapters.layer_frames import LayerFrames
 
 Samples = NDArray[Any] | Tensor
 LAST = "last"

@@ -20,12 +20,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from spear.audio.checks import FRAME_HOP, as_recording
-from spear.audio.fbank import num_fbank_frames
-from spear.encoders.frame_grid import layer_centre_ms, on_grid
+from spear.encoders.frame_grid import on_grid
+from spear.encoders.layer_frames import LayerFrames, lengthen_short
 from spear.encoders.layers import uniform_layers
 from spear.encoders.loading import from_pretrained
 from spear.errors import AudioError, ConfigError, MissingPackageError, one_line
-from spear.hub.adapters.layer_frames import lengthen_short
 from spear.system.optional import require
 from spear.zipformer.modules.resampling import upsample
 from spear.zipformer.schedule import TRAINED, set_schedule
@@ -82,10 +81,9 @@ class UpstreamExpert(nn.Module):
         layers = uniform_layers(output, self.model.output_dim)
         factor = self.model.config.output_downsampling_factor
         last = upsample(output["encoder_out"], factor, layers[0].shape[1])
-        counts = [self.model.model.num_layer_frames(num_fbank_frames(n)) for n in lens.tolist()]
-        valid = torch.tensor(counts, device=audio.device)
-        first_ms = layer_centre_ms(self.model.config)
-        *states, last = (on_grid(x, valid, num_slots, first_ms) for x in (*layers, last))
+        read = LayerFrames(self.model, layer=0)
+        valid = torch.tensor([read.num_frames(n) for n in lens.tolist()], device=audio.device)
+        *states, last = (on_grid(x, valid, num_slots, read.first_ms) for x in (*layers, last))
         return {"hidden_states": states, "last_hidden_state": last}
 
 

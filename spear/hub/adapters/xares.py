@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from spear.audio.checks import SAMPLE_RATE_HZ
 from spear.encoders.frame_grid import num_slots, on_grid
+from spear.encoders.layer_frames import LayerFrames
 from spear.encoders.loading import WEIGHTS_FILE, from_pretrained, model_name, resolve_folder
-from spear.hub.adapters.layer_frames import LayerFrames
 from spear.system.files import sha256_of
 
 

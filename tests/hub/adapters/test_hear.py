@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from spear.encoders import layer_frames
 from spear.encoders.encoder import SpearEncoder
 from spear.encoders.frame_grid import on_grid
+from spear.encoders.layer_frames import LayerFrames, lengthen_short
 from spear.errors import AudioError, CheckpointError, ConfigError
-from spear.hub.adapters import hear, layer_frames
+from spear.hub.adapters import hear
 from spear.hub.adapters.hear import HearModel
-from spear.hub.adapters.layer_frames import LayerFrames, lengthen_short
 from tests.encoders.test_long_audio import encoder as small_encoder
 from tests.encoders.test_long_audio import without_attention
 from tests.hub.models import tiny_config, write_folder
@@ -143,7 +144,7 @@ def test_long_recordings_are_read_in_windows(
     audio, lens = noise(2, 16000 * 14), torch.tensor([16000 * 14, 16000])
     read = LayerFrames(encoder, layer)
     whole, whole_lens = read(audio, lens)
-    monkeypatch.setattr(layer_frames, "_ONE_PASS_S", 2)
+    monkeypatch.setattr(layer_frames, "ONE_PASS_S", 2)
     parts, part_lens = read(audio, lens)
     assert torch.equal(whole_lens, part_lens)
     assert whole_lens.tolist() == [700, 50]

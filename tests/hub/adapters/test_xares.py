@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from spear.encoders.encoder import SpearEncoder
+from spear.encoders.layer_frames import LayerFrames
 from spear.errors import AudioError, ConfigError
 from spear.hub.adapters import xares
-from spear.hub.adapters.layer_frames import LayerFrames
 from tests.hub.adapters.test_hear import KINDS, noise, tiny_encoder
 from tests.hub.models import tiny_config, write_folder
 

@@ -1,4 +1,4 @@
-"""Frames of one layer for recordings of any length, as the adapters of other tools read them."""
+"""Frames of one layer, or of the output, for recordings of any length: how many, how wide, when."""
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from spear.encoders.encoder import EncoderOutput, SpearEncoder
 from spear.encoders.frame_grid import HOP_MS, layer_centre_ms, output_centre_ms
 from spear.encoders.layers import check_layers
 
-_ONE_PASS_S = 40
+ONE_PASS_S = 40
 """Longer batches are encoded recording by recording, in windows of this length."""
 
 
@@ -61,32 +61,31 @@ class LayerFrames:
         check_audio(audio, lens)
         audio, lens = lengthen_short(self._encoder, audio, lens)
         self._encoder.eval()
-        if audio.shape[1] <= _ONE_PASS_S * SAMPLE_RATE_HZ:
-            frames = self._batch(audio, lens)
+        if audio.shape[1] <= ONE_PASS_S * SAMPLE_RATE_HZ:
+            device = self._encoder.device
+            output = self._encoder(audio.to(device), lens.to(device))
+            frames = self.pick(output).to(audio.device)
         else:
             rows = zip(audio, lens.tolist(), strict=True)
             frames = pad_sequence([self._recording(row[:end]) for row, end in rows], True)
-        counts = [self._num_frames(length) for length in lens.tolist()]
+        counts = [self.num_frames(length) for length in lens.tolist()]
         return frames.float(), torch.tensor(counts, device=audio.device)
-
-    def _batch(self, audio: Tensor, lens: Tensor) -> Tensor:
-        """Encodes (B, S) audio at once, to (B, T, D)."""
-        device = self._encoder.device
-        return self._pick(self._encoder(audio.to(device), lens.to(device))).to(audio.device)
 
     def _recording(self, audio: Tensor) -> Tensor:
         """Encodes (S,) audio in windows, to (T, D)."""
         layers = [] if self._layer is None else [self._layer]
-        output = self._encoder.encode_long(audio, window_s=_ONE_PASS_S, layers=layers)
+        output = self._encoder.encode_long(audio, window_s=ONE_PASS_S, layers=layers)
         frames: Tensor = (output["hidden_states"] or [output["encoder_out"]])[0]
         return frames[0]
 
-    def _pick(self, output: EncoderOutput) -> Tensor:
+    def pick(self, output: EncoderOutput) -> Tensor:
+        """Returns the frames (B, T, D) among what the encoder returned."""
         if self._layer is None:
             return output["encoder_out"]
         return (output["embeddings"], *output["hidden_states"])[self._layer]
 
-    def _num_frames(self, num_samples: int) -> int:
+    def num_frames(self, num_samples: int) -> int:
+        """Returns how many frames a recording of so many samples has."""
         if self._layer is None:
             return self._encoder.num_frames(num_samples)
         return self._encoder.model.num_layer_frames(num_fbank_frames(num_samples))
