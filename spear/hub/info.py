@@ -3,21 +3,24 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 
+from spear.data.formats.tokens import TokenSidecar
 from spear.encoders.encoder import SpearEncoder
 from spear.encoders.frame_grid import HOP_MS, output_centre_ms
 from spear.encoders.loading import from_pretrained, weights_file
 from spear.errors import ConfigError
 from spear.hub.token_heads import TokenHeads, load_token_heads
+from spear.mvq import load_quantizer
+from spear.mvq.command import frames_path, load_frames
+from spear.mvq.evaluation import evaluate, spread_out
+from spear.mvq.report import describe, evaluation_blocks
+from spear.mvq.training.frames import read_rows
 from spear.zipformer import ZipformerConfig
 from spear.zipformer.stack import DownsampledStack, ZipformerStack
 from spear.zipformer.weights import num_parameters
-
-if TYPE_CHECKING:
-    from spear.data.formats.tokens import TokenSidecar
 
 _MAX_FRAMES = 10_000
 _FRONT_END_MS = 105.0  # nine fbank windows of 25 ms, 10 ms apart
@@ -61,28 +64,18 @@ def run(config: InfoConfig) -> None:
         raise ConfigError(f"frames are for a quantizer, not for {config.kind}")
     if config.pictures and not config.frames:
         raise ConfigError("pictures show what frames say of a quantizer: give frames, too")
-    describe = {"quantizer": _quantizer, "model": _model, "tokens": _tokens}[config.kind]
-    text = describe(config.path)
+    text = {"quantizer": _quantizer, "model": _model, "tokens": _tokens}[config.kind](config.path)
     if config.frames:
         text += "\n\n" + _measured(config.path, config.frames, config.pictures)
     print(text)  # noqa: T201
 
 
 def _quantizer(path: str) -> str:
-    from spear.mvq import load_quantizer
-    from spear.mvq.report import describe
-
     return describe(load_quantizer(path))
 
 
 def _measured(path: str, frames: str, pictures: str) -> str:
     """Returns what frames say about a quantiser, and draws it where a folder is given."""
-    from spear.mvq import load_quantizer
-    from spear.mvq.command import frames_path, load_frames
-    from spear.mvq.evaluation import evaluate, spread_out
-    from spear.mvq.report import evaluation_blocks
-    from spear.mvq.training.frames import read_rows
-
     quantizer = load_quantizer(path)
     rows, teacher = load_frames(frames_path(frames))
     own = quantizer.teacher().get("weights_sha256")
@@ -94,12 +87,10 @@ def _measured(path: str, frames: str, pictures: str) -> str:
 
 
 def _tokens(path: str) -> str:
-    from spear.data.formats.tokens import TokenSidecar
-
     return describe_tokens(TokenSidecar.load(Path(path)), path)
 
 
-def describe_tokens(sidecar: "TokenSidecar", name: str) -> str:
+def describe_tokens(sidecar: TokenSidecar, name: str) -> str:
     """Returns whose tokens a sidecar describes and how many there are, as text."""
     num_cuts = sum(shard.num_cuts for shard in sidecar.shards.values())
     num_frames = sum(shard.num_frames for shard in sidecar.shards.values())
