@@ -143,6 +143,15 @@ def write_json(path: Path, content: Any) -> None:
         partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """Returns the JSON mapping of a finished stage; empty where there is none or it is broken."""
+    try:
+        record = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
 def write_text(path: Path, content: str) -> None:
     """Writes UTF-8 text atomically."""
     with atomic_path(path) as partial:

@@ -24,7 +24,7 @@ from spear.data.formats import kaldi_text
 from spear.data.formats.manifests import BadCuts, printable, write_jsonl_gz
 from spear.data.stage_reports import write_prepare_report
 from spear.errors import AudioError, ConfigError, DataError
-from spear.system.files import remove_partials, sha256_of, write_json
+from spear.system.files import read_record, remove_partials, sha256_of, write_json
 from spear.system.parallel import in_threads
 from spear.system.progress import get_logger, progress
 
@@ -89,7 +89,7 @@ def run(config: PrepareConfig) -> None:
     found = scan_recordings(Path(config.source_dir))
     files, num_found = found.files, len(found.files) + len(found.refused)
     settings = _settings(config, found)
-    record = _read_record(record_path)
+    record = read_record(record_path)
     if record.get("settings") == settings and _outputs_are_whole(output, record):
         if not _report_path(config).is_file():
             _write_report(config, _stored_splits(config, record["outputs"]), num_found)
@@ -209,16 +209,8 @@ def _state_of(path: Path) -> str:
     return f"{status.st_size}\0{status.st_mtime_ns}"
 
 
-def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
 def _outputs_are_whole(output: Path, record: Mapping[str, Any]) -> bool:
-    paths = {output / name: digest for name, digest in record["outputs"].items()}
+    paths = {output / name: digest for name, digest in record.get("outputs", {}).items()}
     return all(path.is_file() and sha256_of(path) == digest for path, digest in paths.items())
 
 

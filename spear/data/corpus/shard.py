@@ -338,19 +338,11 @@ def _write_all(config: ShardConfig, todo: set[int]) -> Iterator[tuple[int, dict[
 
     The manifest is read along with them: no more of it is in memory than the shards in work.
     """
-    folder = Path(config.output_dir)
-    jobs = (
-        (folder, number, windows)
-        for number, windows in enumerate(_batches(iter_windows(Path(config.cuts), config), config))
-        if number in todo
-    )
+    folder, windows = Path(config.output_dir), iter_windows(Path(config.cuts), config)
+    shards = iter(lambda: list(islice(windows, config.shard_size)), [])
+    jobs = ((folder, number, own) for number, own in enumerate(shards) if number in todo)
     results = in_processes(write_shard, jobs, config.num_jobs)
     return progress(results, f"shard {folder.name}", total=len(todo))
-
-
-def _batches(windows: Iterator[Window], config: ShardConfig) -> Iterator[list[Window]]:
-    while batch := list(islice(windows, config.shard_size)):
-        yield batch
 
 
 def _bad_cuts(config: ShardConfig) -> BadCuts:

@@ -10,7 +10,6 @@ appears when it is complete; run again, the command unpacks what is missing.
 
 import bz2
 import gzip
-import json
 import lzma
 import os
 import platform
@@ -29,7 +28,7 @@ from typing import IO, Any, cast
 
 from spear.data.formats.manifests import BadCuts, printable
 from spear.errors import ConfigError, DataError, one_line
-from spear.system.files import atomic_folder, remove_partials, sha256_of, write_json
+from spear.system.files import atomic_folder, read_record, remove_partials, sha256_of, write_json
 from spear.system.progress import get_logger, progress
 
 log = get_logger(__name__)
@@ -73,16 +72,6 @@ class UnpackConfig:
     """Names that one archive may have."""
 
 
-class BadArchives(BadCuts):
-    """Archives that were left out, in `bad_archives.jsonl`."""
-
-    noun = "archives"
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, "archives", max_fraction=0.0)
-        self.path = folder / BAD_ARCHIVES
-
-
 def run(config: UnpackConfig) -> None:
     """Unpacks archives.
 
@@ -94,7 +83,8 @@ def run(config: UnpackConfig) -> None:
     output = Path(config.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     remove_partials(output)
-    bad = BadArchives(output)
+    bad = BadCuts(output, "archives", max_fraction=0.0)
+    bad.path, bad.noun = output / BAD_ARCHIVES, "archives"
     for archive, folder in folders.items():
         try:
             _unpack_unless_done(archive, folder, config)
@@ -341,8 +331,8 @@ def _name_folders(config: UnpackConfig) -> dict[Path, Path]:
 def _unpack_unless_done(archive: Path, folder: Path, config: UnpackConfig) -> None:
     """Unpacks an archive unless its folder is there; leaves a record of what it was made from."""
     record_path = folder.with_name(f".{folder.name}.unpacked.json")
-    record = _read_record(record_path)
-    if folder.exists() and not record:
+    record = read_record(record_path)
+    if folder.exists() and "sha256" not in record:
         raise DataError(f"{archive}: {folder} is there and not made from it; remove it first")
     size = archive.stat().st_size
     made_from = {"bytes": size, "mtime_ns": archive.stat().st_mtime_ns}
@@ -355,11 +345,3 @@ def _unpack_unless_done(archive: Path, folder: Path, config: UnpackConfig) -> No
         num_files = unpack(archive, folder, min(config.max_bytes, limit), config.max_files)
         log.info("%s: %d files", folder, num_files)
     write_json(record_path, {**made_from, "sha256": sha256, "archive": printable(archive.name)})
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text("utf-8"))
-        return record if {"bytes", "mtime_ns", "sha256"} <= set(record) else {}
-    except (OSError, ValueError, TypeError):
-        return {}
