@@ -26,6 +26,7 @@ from spear.mvq.training.baselines import BaselineBudget, check_baseline, train_b
 from spear.mvq.training.budget import TrainingBudget, check_budget
 from spear.mvq.training.frames import read_rows
 from spear.mvq.training.mvq import train_quantizer
+from spear.system.differences import describe_differences
 from spear.system.distributed import Ranks, join_ranks
 from spear.system.files import remove_partials, sha256_of
 from spear.system.progress import get_logger
@@ -253,19 +254,12 @@ def _metadata(
 
 def _check_same(output: Path, stored: dict[str, str], wanted: dict[str, str]) -> None:
     """Refuses an output that was made from something else, naming the differences."""
-    differences = []
-    for key in ("teacher", "settings"):
-        there, asked = _flatten(stored.get(key, "{}")), _flatten(wanted[key])
-        if key == "settings":  # mvq does not name itself
-            there, asked = {"method": Quantizer.kind} | there, {"method": Quantizer.kind} | asked
-        # Another method has other settings, which are no news.
-        is_other = there.get("method") != asked.get("method")
-        names = there.keys() & asked.keys() if is_other else there.keys() | asked.keys()
-        differences += [
-            f"{name} is {there.get(name)!r}, asked for {asked.get(name)!r}"
-            for name in sorted(names)
-            if there.get(name) != asked.get(name)
-        ]
+    # mvq does not name itself.
+    there, asked = ({"method": Quantizer.kind} | _read(one, "settings") for one in (stored, wanted))
+    if there["method"] != asked["method"]:  # another method has other settings, which are no news
+        there, asked = ({key: one[key] for key in there.keys() & asked} for one in (there, asked))
+    there["teacher"], asked["teacher"] = _read(stored, "teacher"), _read(wanted, "teacher")
+    differences = describe_differences(there, asked, "{} is {!r}, asked for {!r}")
     if stored.get("frames_sha256") != wanted["frames_sha256"]:
         differences.append("it was trained on other frames")
     if differences:
@@ -275,12 +269,6 @@ def _check_same(output: Path, stored: dict[str, str], wanted: dict[str, str]) ->
         )
 
 
-def _flatten(text: str) -> dict[str, Any]:
-    """Reads a JSON mapping, with the fields of inner mappings as `outer.inner`."""
-    flat: dict[str, Any] = {}
-    for key, value in json.loads(text).items():
-        if isinstance(value, dict):
-            flat |= {f"{key}.{inner}": inner_value for inner, inner_value in value.items()}
-        else:
-            flat[key] = value
-    return flat
+def _read(metadata: dict[str, str], name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(metadata.get(name, "{}"))
+    return content

@@ -20,11 +20,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from spear.errors import ConfigError, SpearError
 from spear.system import ledger
+from spear.system.differences import describe_differences
 from spear.system.distributed import Ranks, join_ranks
 from spear.system.files import remove_partials, write_text
 from spear.system.progress import StepBar, get_logger
 from spear.training.checkpoints import checkpoint as checkpoints
-from spear.training.checkpoints.differences import describe_differences
 from spear.training.checkpoints.randomness import seed_batch
 from spear.training.checkpoints.run_state import RunState
 from spear.training.checkpoints.sharding import finish_gradients, gathered

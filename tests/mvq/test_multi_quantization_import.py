@@ -48,16 +48,22 @@ def reference_refine(state: dict[str, Tensor], x: Tensor, codes: Tensor) -> Tens
         for n in range(N):
             deltas = centers[n] - old[n]
             best = (error + deltas).square().sum(dim=1).sort().indices[:8]
-            groups.append([((int(k),), deltas[k]) for k in best])
+            groups.append((best.unsqueeze(1), deltas[best]))
         while len(groups) > 1:
             merged = []
-            for even, odd in zip(groups[::2], groups[1::2], strict=True):
-                pairs = [(a + b, da + db) for a, da in even for b, db in odd]
-                pairs.sort(key=lambda pair: float((error + pair[1]).square().sum()))
-                merged.append(pairs[:8])
+            for (a, deltas_a), (b, deltas_b) in zip(groups[::2], groups[1::2], strict=True):
+                every, other = (
+                    each.flatten()
+                    for each in torch.meshgrid(
+                        torch.arange(len(a)), torch.arange(len(b)), indexing="ij"
+                    )
+                )
+                deltas = deltas_a[every] + deltas_b[other]
+                best = (error + deltas).square().sum(dim=1).sort(stable=True).indices[:8]
+                merged.append((torch.cat((a[every], b[other]), dim=1)[best], deltas[best]))
             groups = merged
         found.append(groups[0][0][0])
-    return torch.tensor(found)
+    return torch.stack(found)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spear.cli import main
-from spear.mvq import Quantizer, train_baseline
+from spear.mvq import Quantizer
 from spear.mvq.evaluation import Evaluation, evaluate
 from spear.mvq.interpretation import find_unusual
 from spear.mvq.pictures import draw_codebooks, draw_usage, relative_usage
@@ -75,23 +75,6 @@ def test_guess_and_errors_are_the_naive_ones(
     guess = relative_error(quantizer, frames, quantizer.encode(frames, num_passes=0))
     assert found.first_guess_error == pytest.approx(guess, rel=1e-5)
     assert found.used_bits == pytest.approx(sum(found.entropies) * 3)
-
-
-@pytest.mark.parametrize("kind", ["kmeans", "residual", "random-projection"])
-def test_baselines_are_reported_on(
-    tmp_path: Path, frames: Tensor, kind: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    sizes = (1 if kind == "kmeans" else 3, 16)
-    baseline = train_baseline(kind, frames, *sizes, normalize_channels=True)
-    result = evaluate(baseline, frames)
-    naive = relative_error(baseline, frames, baseline.encode(frames))  # type: ignore[arg-type]
-    assert result.relative_error == pytest.approx(naive, rel=1e-4)
-    assert result.first_guess_error is None
-    write_report(tmp_path, baseline, result, result)
-    assert kind in (tmp_path / "report.md").read_text()
-    baseline.save(tmp_path / "q.safetensors")
-    assert main(["info", "quantizer", str(tmp_path / "q.safetensors")]) == 0
-    assert kind in capsys.readouterr().out
 
 
 def test_report_says_what_it_should(

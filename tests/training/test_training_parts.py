@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from spear.errors import CheckpointError, ConfigError
+from spear.system.differences import describe_differences
 from spear.system.distributed import Ranks, join_ranks
 from spear.training import Position, TrainConfig
 from spear.training.checkpoints.averaging import RunningAverage, mean_between
-from spear.training.checkpoints.differences import describe_differences
 from spear.training.logs.clock import Clock, Interval, format_duration
 from spear.training.validation import evaluating
 

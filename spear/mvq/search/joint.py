@@ -67,18 +67,7 @@ def search_by_torch(
     num_passes: int,
     beam_width: int,
 ) -> Tensor:
-    """The same as `search`, without compiled code: on GPUs, and what the other is tested against.
-
-    Args:
-        table: See `search`.
-        unary: See `search`.
-        codes: See `search`.
-        num_passes: See `search`.
-        beam_width: See `search`.
-
-    Returns:
-        (B, N) int64.
-    """
+    """See `search`; without compiled code: on GPUs, and what the other is tested against."""
     if codes is None:
         codes = _greedy(table, unary)
     if num_passes == 0 or len(unary) == 0:

@@ -192,7 +192,7 @@ class Alternation:
             )
             self._newest.accumulate(frames, codes[part])
         self._newest.all_reduce(self.ranks)
-        return codes
+        return self.ranks.all_reduce(codes)
 
     def _errors(self, rows: Tensor, codes: Tensor, centers: Tensor) -> Tensor:
         """Returns (B,) float64 on the CPU: squared errors of the round's frames."""
@@ -223,7 +223,7 @@ class Alternation:
             dead: (M, 2) codebooks and codes.
             centers: (N, K, D), changed in place.
             rows: (B,) indexes of the round's frames.
-            codes: (B, N) of them; other processes' frames may hold anything.
+            codes: (B, N) of them.
             errors: (B,) squared errors.
         """
         # No more than one code for every eight frames: others wait for the next round.
@@ -231,21 +231,12 @@ class Alternation:
         dead = dead[: len(rows) // 8]
         if len(dead) == 0 or float(errors.sum()) == 0:
             return
-        weights = errors + 1e-12 * errors.sum()
-        chosen = _draw(weights, len(dead), self.generator)
-        places = torch.zeros(len(dead), self.shape[2], device=centers.device)
-        for part in self._own_blocks(len(rows)):
-            is_here = (chosen >= part.start) & (chosen < part.stop)
-            served = chosen[is_here]
-            if len(served) == 0:
-                continue
-            own = is_here.nonzero()[:, 0].to(dead.device)
-            its_codes = codes[served.to(codes.device)]
-            residual = self._residual(rows[served], its_codes, centers)
-            codebook = dead[own, 0]
-            now = its_codes.gather(1, codebook.unsqueeze(1))[:, 0]
-            places[own] = centers[codebook, now] + residual
-        centers[dead[:, 0], dead[:, 1]] = self.ranks.all_reduce(places)
+        chosen = _draw(errors + 1e-12 * errors.sum(), len(dead), self.generator)
+        its_codes = codes[chosen.to(codes.device)]
+        codebook = dead[:, 0]
+        now = its_codes.gather(1, codebook.unsqueeze(1))[:, 0]
+        residual = self._residual(rows[chosen], its_codes, centers)
+        centers[codebook, dead[:, 1]] = centers[codebook, now] + residual
 
 
 def _draw(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -14,10 +14,10 @@ from torch import nn
 
 from spear.errors import CheckpointError, ConfigError
 from spear.optim import build_optimizer
+from spear.system.differences import describe_differences
 from spear.system.distributed import Ranks
 from spear.training.checkpoints import checkpoint as checkpoints
 from spear.training.checkpoints.averaging import RunningAverage
-from spear.training.checkpoints.differences import describe_differences
 from spear.training.checkpoints.sharding import gather, shard_like, shard_model
 from spear.training.config import TrainConfig
 from spear.training.health.health import BadBatches

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from spear.cli import main
 from spear.errors import CheckpointError, ConfigError, DataError, TokenError
 from spear.mvq import (
     BaselineBudget,
@@ -225,7 +226,10 @@ def test_the_interface_is_that_of_the_quantiser(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_report_works_on_every_kind(
-    trained: dict[str, CodebookQuantizer], kind: str, tmp_path: Path
+    trained: dict[str, CodebookQuantizer],
+    kind: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     quantizer = trained[kind]
     train, held_out = evaluate(quantizer, frames_for(2000)), evaluate(quantizer, frames_for(300, 1))
@@ -233,10 +237,15 @@ def test_the_report_works_on_every_kind(
     expected = relative_error(quantizer, frames, quantizer.encode(frames))
     assert held_out.relative_error == pytest.approx(expected, rel=1e-4)
     assert held_out.relative_error < 0.4
+    assert held_out.first_guess_error is None
     write_report(tmp_path, quantizer, train, held_out)
+    assert kind in (tmp_path / "report.md").read_text()
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["codebook_size"] == SIZES[kind][1]
     assert kind in describe(quantizer)
+    quantizer.save(tmp_path / "q.safetensors")
+    assert main(["info", "quantizer", str(tmp_path / "q.safetensors")]) == 0
+    assert kind in capsys.readouterr().out
 
 
 def test_more_learning_gives_less_error(trained: dict[str, CodebookQuantizer]) -> None:

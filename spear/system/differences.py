@@ -6,11 +6,13 @@ from typing import Any
 _ABSENT = "nothing"
 
 
-def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def describe_differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], wording: str = "{}: {} before, {} now"
+) -> list[str]:
     """Returns one line like "model.dim: 512 before, 384 now" for each value that differs."""
     old_flat, new_flat = _flatten(old), _flatten(new)
     return [
-        f"{key}: {old_flat.get(key, _ABSENT)} before, {new_flat.get(key, _ABSENT)} now"
+        wording.format(key, old_flat.get(key, _ABSENT), new_flat.get(key, _ABSENT))
         for key in sorted(old_flat.keys() | new_flat.keys())
         if old_flat.get(key, _ABSENT) != new_flat.get(key, _ABSENT)
     ]
