@@ -11,57 +11,18 @@ from torch import Tensor, nn
 MIN_POWER = 1e-10  # below this, power is clamped before the logarithm: -100 dB
 
 
-class Spectrogram(nn.Module):
-    """Power spectrogram, centred with reflected ends, periodic Hann window.
+class MelSpectrogram(nn.Module):
+    """Power spectrogram, centred with reflected ends, periodic Hann window; then mel filters.
 
     Args:
         n_fft: FFT length, in samples.
         win_size: Window length, in samples.
         hop_size: Shift between frames, in samples.
+        n_mels: Filters, triangular on the HTK scale, not normalised; see `mel_filters`.
+        f_min: Lowest frequency, in Hz.
+        f_max: Highest frequency, in Hz.
+        rate_hz: Sampling rate.
     """
-
-    window: Tensor
-
-    def __init__(self, n_fft: int, win_size: int, hop_size: int) -> None:
-        super().__init__()
-        self.n_fft = n_fft
-        self.win_size = win_size
-        self.hop_size = hop_size
-        self.register_buffer("window", torch.hann_window(win_size))
-
-    def forward(self, audio: Tensor) -> Tensor:
-        """Maps (S,) float32 audio to (n_fft // 2 + 1, S // hop_size + 1) float32 power."""
-        spectrum = torch.stft(
-            audio,
-            self.n_fft,
-            hop_length=self.hop_size,
-            win_length=self.win_size,
-            window=self.window,
-            center=True,
-            pad_mode="reflect",
-            return_complex=True,
-        )
-        return spectrum.abs().square()
-
-
-class MelScale(nn.Module):
-    """Triangular filters on the HTK mel scale, not normalised; see `mel_filters`."""
-
-    fb: Tensor
-
-    def __init__(
-        self, num_bins: int, n_mels: int, f_min: float, f_max: float, rate_hz: int
-    ) -> None:
-        super().__init__()
-        self.register_buffer("fb", mel_filters(num_bins, n_mels, f_min, f_max, rate_hz))
-
-    def forward(self, power: Tensor) -> Tensor:
-        """Maps (F, T) power to (n_mels, T)."""
-        return self.fb.T @ power
-
-
-class MelSpectrogram(nn.Module):
-    """Spectrogram and mel filters under the names of the released checkpoints."""
 
     def __init__(
         self,
@@ -75,12 +36,35 @@ class MelSpectrogram(nn.Module):
         rate_hz: int = 16000,
     ) -> None:
         super().__init__()
-        self.spectrogram = Spectrogram(n_fft, win_size, hop_size)
-        self.mel_scale = MelScale(n_fft // 2 + 1, n_mels, f_min, f_max, rate_hz)
+        self.n_fft = n_fft
+        self.win_size = win_size
+        self.hop_size = hop_size
+        filters = mel_filters(n_fft // 2 + 1, n_mels, f_min, f_max, rate_hz)
+        self.spectrogram = _Holder(window=torch.hann_window(win_size))
+        self.mel_scale = _Holder(fb=filters)
 
     def forward(self, audio: Tensor) -> Tensor:
         """Maps (S,) float32 audio to (n_mels, S // hop_size + 1) float32 power."""
-        return self.mel_scale(self.spectrogram(audio))
+        spectrum = torch.stft(
+            audio,
+            self.n_fft,
+            hop_length=self.hop_size,
+            win_length=self.win_size,
+            window=self.spectrogram.get_buffer("window"),
+            center=True,
+            pad_mode="reflect",
+            return_complex=True,
+        )
+        return self.mel_scale.get_buffer("fb").T @ spectrum.abs().square()
+
+
+class _Holder(nn.Module):
+    """Holds buffers where the released state dicts have them."""
+
+    def __init__(self, **buffers: Tensor) -> None:
+        super().__init__()
+        for name, value in buffers.items():
+            self.register_buffer(name, value)
 
 
 class PowerToDecibel(nn.Module):

@@ -1,1 +1,0 @@
-"""Features of recordings on disk: `spear embed-files`."""
