@@ -62,11 +62,6 @@ class Process:
         return f"{self.cpu}, {self.cpu_cores:g} cores"
 
     @property
-    def place(self) -> str:
-        """Its device, and over how many processes it was spread."""
-        return (f"{self.num_ranks:g} processes, " if self.num_ranks > 1 else "") + self.device
-
-    @property
     def state(self) -> str:
         """How it ended, "done" if well; "running" or "killed" where it did not say."""
         if self.event != "end":

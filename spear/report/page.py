@@ -36,7 +36,7 @@ def render(template: str, command: str, has_charts: bool = False, **content: Any
         undefined=jinja2.ChainableUndefined,  # what files do not say is empty
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    environment.filters |= {one.__name__: one for one in (number, percent, short, hours, duration)}
+    environment.filters |= {one.__name__: one for one in (number, short, hours, duration)}
     charts = require("plotly.offline", f"the charts of {command}") if has_charts else None
     plotly_js = charts.get_plotlyjs() if charts else ""
     page: str = environment.get_template(template).render(
@@ -54,14 +54,9 @@ def embedded(path: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def number(value: object, form: str = ",") -> str:
+def number(value: object, form: str = ",", scale: int = 1) -> str:
     """Returns a number from a file in a form of `format`; nothing for anything else, or NaN."""
-    return format(value, form) if is_number(value) and math.isfinite(value) else ""
-
-
-def percent(share: object) -> str:
-    """Returns a share in percent, without the sign."""
-    return number(100 * share if is_number(share) else None, ".2f")
+    return format(scale * value, form) if is_number(value) and math.isfinite(value) else ""
 
 
 def short(value: float) -> str:

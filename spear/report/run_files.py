@@ -91,7 +91,8 @@ class Run:
         most = train.get("max_steps") if isinstance(train, dict) else None
         step, of = self._last("step"), f" of {most:,.0f}" if is_number(most) else ""
         end = " (not complete)" if is_number(most) and step < most else ""
-        places = dict.fromkeys(one.place for one in self.processes)
+        ranks = ((one, f"{one.num_ranks:g} processes, ") for one in self.processes)
+        places = (text * (one.num_ranks > 1) + one.device for one, text in ranks)
         starts = len(self.processes) or len(list(self.folder.glob("tensorboard/events.out.*")))
         found = {
             "steps": number(step, ",.0f") and f"{step:,.0f}{of}{end}",
@@ -101,7 +102,7 @@ class Run:
             "skipped steps": number(self._last("health/skipped_steps"), "g"),
             "batches in a step": str(state.get("batches_in_step", "")),
             "torch": str(state.get("torch_version", "")),
-            "ran on": ", then ".join(places),
+            "ran on": ", then ".join(dict.fromkeys(places)),
             "started": {0: "", 1: "once"}.get(starts, f"{starts} times"),
             "last checkpoint": next(reversed(self.states), ""),
             "hung": ", ".join(sorted(path.name for path in self.folder.glob("hang-*.txt"))),
