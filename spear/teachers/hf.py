@@ -20,7 +20,6 @@ WavLM Large alone has another default: block 21, as in SPEAR (Yang et al., arXiv
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -172,10 +171,13 @@ class HuggingFaceTeacher(Teacher):
         if self.layer is None:
             return encoder(hidden, attention_mask=valid).last_hidden_state
         kept: list[Tensor] = []
-        if self.layer == 0:
-            hook = encoder.layers[0].register_forward_pre_hook(partial(_keep_input, kept))
-        else:
-            hook = encoder.layers[self.layer - 1].register_forward_hook(partial(_keep_output, kept))
+
+        def keep(block: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+            # A block gives a tensor or, with attention weights or a position bias, a tuple.
+            given = output[0] if isinstance(output, tuple) else output
+            kept.append(inputs[0] if self.layer == 0 else given)
+
+        hook = encoder.layers[max(self.layer, 1) - 1].register_forward_hook(keep)
         try:
             encoder(hidden, attention_mask=valid)
         finally:
@@ -295,17 +297,6 @@ def _wants_normalized_audio(folder: Path, model_config: Any) -> bool:
 def _is_wavlm_large(model_config: Any) -> bool:
     size = (model_config.model_type, model_config.num_hidden_layers, model_config.hidden_size)
     return size == ("wavlm", 24, 1024)
-
-
-def _keep_input(kept: list[Tensor], module: nn.Module, args: tuple[Tensor, ...]) -> None:
-    kept.append(args[0])
-
-
-def _keep_output(
-    kept: list[Tensor], module: nn.Module, args: tuple[Tensor, ...], output: Any
-) -> None:
-    # A block gives a tensor or, with attention weights or a position bias, a tuple.
-    kept.append(output[0] if isinstance(output, tuple) else output)
 
 
 @contextmanager

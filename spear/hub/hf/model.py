@@ -109,11 +109,11 @@ class SpearPreTrainedModel(PreTrainedModel):
 
     def gradient_checkpointing_enable(self, *_: Any, **__: Any) -> None:
         """Computes layers again in the backward pass instead of keeping what is inside them."""
-        self._set_checkpointing(True)
+        self.encoder.model.set_checkpointing(True)
 
     def gradient_checkpointing_disable(self) -> None:
         """Keeps what is inside layers for the backward pass."""
-        self._set_checkpointing(False)
+        self.encoder.model.set_checkpointing(False)
 
     def get_output_lengths(self, input_lengths: Tensor | int) -> Tensor | int:
         """Returns how many frames recordings of so many samples have, as (B,) or a number."""
@@ -131,9 +131,6 @@ class SpearPreTrainedModel(PreTrainedModel):
         """The encoder inside."""
         base: Any = self.base_model
         return base.model
-
-    def _set_checkpointing(self, on: bool) -> None:
-        self.encoder.model.set_checkpointing(on)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Begins heads anew; the encoder's own initialisation stays as it is."""
