@@ -1,5 +1,15 @@
-"""Recognisers from files: a run of `spear finetune-asr`, or a recogniser without its run."""
+"""Recognisers from files: a run of `spear finetune-asr`, or the folder of a recogniser.
 
+The folder is a model folder, which transformers loads as well. `spear export --layout recognizer`
+and `spear import-icefall --bpe_model FILE` write it:
+
+    config.json          the encoder, what transformers asks for, and what rebuilds the rest
+    model.safetensors    all weights, the encoder's and the CTC head's by transformers' names
+    tokenizer/           what the ids mean
+    spear_export.json    where it comes from, and checksums
+"""
+
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +19,24 @@ from spear.asr.layer_mix import LAST
 from spear.asr.model import AsrModel
 from spear.asr.tokenizer import Tokenizer
 from spear.asr.transducer import TransducerConfig, TransducerModel
+from spear.encoders.config_json import student_config
+from spear.encoders.loading import WEIGHTS_FILE, check_files
 from spear.errors import CheckpointError
-from spear.system.files import sha256_of
-from spear.system.model_folder import read_json_object
+from spear.system.model_folder import CONFIG_FILE, read_json_object
 from spear.training.checkpoints.checkpoint import load_tensors, load_weights
 from spear.zipformer import ZipformerConfig
 from spear.zipformer.weights import load_exact
 
 TOKENIZER_FOLDER = "tokenizer"
-RECOGNIZER_FILE = "recognizer.json"
-RECOGNIZER_WEIGHTS = "model.safetensors"
+RECOGNIZER_KEY = "recognizer"
+CTC_ARCHITECTURE = "SpearForCTC"
+_EARLIER_FILE = "recognizer.json"
+_NAMES = (("encoder.", "spear.model.model."), ("ctc_head.linear.", "head."))
+"""How names of weights begin here, and in a recogniser's folder; the others are the same."""
 
 
 def load_asr_model(run_dir: str | Path, weights: str = "averaged", device: str = "cpu") -> AsrModel:
-    """Loads a finished or running recogniser in evaluation mode.
+    """Loads a recogniser in evaluation mode: a finished or running one, or one without its run.
 
     Args:
         run_dir: Run folder of `spear finetune-asr`, one of its checkpoint folders, or a recogniser
@@ -38,46 +52,68 @@ def load_asr_model(run_dir: str | Path, weights: str = "averaged", device: str =
     folder = Path(run_dir)
     if not folder.is_dir():
         raise CheckpointError(f"no run folder {folder}; run `spear finetune-asr` first")
-    if is_recognizer_folder(folder):
+    if (folder / _EARLIER_FILE).is_file():
+        raise CheckpointError(f"{folder} was written by an earlier version: export it again")
+    if is_model_folder(folder):
         state, content = _read_recognizer(folder)
     else:
         state, content = load_weights(folder, weights)
     if content.get("task") != "asr":
         raise CheckpointError(f"{folder} is not a run of `spear finetune-asr`: it has no ASR head")
     tokenizer = Tokenizer.load(find_tokenizer(folder))
-    if tokenizer.sha256 != content["tokenizer_sha256"]:
+    if tokenizer.sha256 != content.get("tokenizer_sha256", tokenizer.sha256):
         raise CheckpointError(
             f"{folder}: the tokenizer is not the one the weights were trained with"
         )
-    model = _build(content, tokenizer)
+    transducer = content.get("transducer")
+    model = build_model(
+        ZipformerConfig.from_dict(content["student"]),
+        tokenizer,
+        None if transducer is None else TransducerConfig(**transducer),
+        dropout=float(content.get("dropout", 0.1)),
+        layers=str(content.get("layers", LAST)),
+    )
     load_exact(model, state, str(folder))
     return model.to(device).eval()
 
 
-def is_recognizer_folder(folder: Path) -> bool:
-    """Whether this is a recogniser without its run, which has one set of weights only."""
-    return (folder / RECOGNIZER_FILE).is_file()
+def is_model_folder(folder: Path) -> bool:
+    """Whether this is a model folder, which has one set of weights, rather than a run."""
+    config = folder / CONFIG_FILE
+    return config.is_file() and "model_type" in read_json_object(config)
+
+
+def is_recognizer(config: Mapping[str, Any]) -> bool:
+    """Whether the `config.json` of a model folder is a recogniser's."""
+    return RECOGNIZER_KEY in config or CTC_ARCHITECTURE in (config.get("architectures") or ())
+
+
+def names_in_folder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Renames the weights of an `AsrModel` as a recogniser's folder has them."""
+    return _renamed(state, _NAMES)
 
 
 def _read_recognizer(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads weights and configuration of a folder that `write_recognizer` wrote."""
-    content = read_json_object(folder / RECOGNIZER_FILE)
-    weights = folder / RECOGNIZER_WEIGHTS
-    if not weights.is_file() or sha256_of(weights) != content.get("weights_sha256"):
-        raise CheckpointError(f"{weights} is not the file that was written there")
-    return load_tensors(weights), content
+    """Reads weights and configuration of a recogniser's folder."""
+    check_files(folder)
+    config = read_json_object(folder / CONFIG_FILE)
+    if not is_recognizer(config):
+        return {}, {}
+    student = student_config(config, str(folder / CONFIG_FILE)).to_dict()
+    named = load_tensors(folder / WEIGHTS_FILE)
+    state = _renamed(named, ((theirs, ours) for ours, theirs in _NAMES))
+    state.pop("encoder.mask_emb", None)  # of pre-training
+    return state, {"task": "asr", "student": student, **config.get(RECOGNIZER_KEY, {})}
 
 
-def _build(content: dict[str, Any], tokenizer: Tokenizer) -> AsrModel:
-    """Builds the model that `model_config` described."""
-    transducer = content.get("transducer")
-    return build_model(
-        ZipformerConfig.from_dict(content["student"]),
-        tokenizer,
-        None if transducer is None else TransducerConfig(**transducer),
-        dropout=float(content["dropout"]),
-        layers=str(content.get("layers", LAST)),
-    )
+def _renamed(state: Mapping[str, Tensor], names: Iterable[tuple[str, str]]) -> dict[str, Tensor]:
+    """Replaces what names begin with."""
+    pairs = list(names)
+    renamed = {}
+    for name, value in state.items():
+        old, new = next((pair for pair in pairs if name.startswith(pair[0])), ("", ""))
+        renamed[new + name.removeprefix(old)] = value
+    return renamed
 
 
 def build_model(

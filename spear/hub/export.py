@@ -2,8 +2,8 @@
 
 A folder holds `config.json`, `model.safetensors` (published names), the code for transformers, a
 model card, and `spear_export.json`: where the weights come from and the files' checksums. The heads
-of a pre-training run lie beside them in `token_heads.safetensors`; a recogniser's head and
-vocabulary are part of the model where it is exported as one.
+of a pre-training run lie beside them in `token_heads.safetensors`; a recogniser has its heads in
+the model's own file, and its tokenizer beside it.
 """
 
 import json
@@ -16,6 +16,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from spear import __version__
+from spear.asr.loading import (
+    CTC_ARCHITECTURE,
+    RECOGNIZER_KEY,
+    TOKENIZER_FOLDER,
+    load_asr_model,
+    names_in_folder,
+)
+from spear.asr.model import AsrModel
+from spear.asr.search.ctc import BLANK_ID
 from spear.encoders.config_json import MODEL_TYPE, released_fields
 from spear.encoders.encoder import SpearEncoder
 from spear.encoders.icefall import write_checkpoint
@@ -35,7 +44,6 @@ from spear.zipformer.weights import load_exact
 logger = get_logger(__name__)
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
-_CTC_LINEAR = "ctc_head.linear."
 _PREPROCESSOR = {
     "feature_extractor_type": "SpearFeatureExtractor",
     "auto_map": {"AutoFeatureExtractor": AUTO_MAP["AutoFeatureExtractor"]},
@@ -60,9 +68,10 @@ class ExportConfig:
     (over its last share, e.g. averaged:0.25), "last", "average_last:K" (mean of K checkpoints)."""
     layout: Literal["spear", "recognizer", "ctc", "icefall"] = "spear"
     """Whose: "spear" is the encoder for `spear.from_pretrained` and transformers. Of a
-    `spear finetune-asr` run, "recognizer" is all of it without the run, for `spear decode` and
-    `spear transcribe`, and "ctc" its CTC recogniser for transformers (`SpearForCTC`). "icefall" is
-    the encoder as a `pretrained.pt` for icefall's recipes."""
+    `spear finetune-asr` run, "recognizer" is all of it without the run, for every command that
+    takes a recogniser and for transformers; "ctc" is the same, and an error where transformers'
+    `AutoModelForCTC` could not use it. "icefall" is the encoder as a `pretrained.pt` for icefall's
+    recipes."""
 
 
 def run(config: ExportConfig) -> None:
@@ -75,16 +84,19 @@ def run(config: ExportConfig) -> None:
     state, content = load_weights(run_dir, config.weights)
     if "student" not in content:
         raise CheckpointError(f"{run_dir} is not a run of a student: it has no `student`")
-    encoder = _encoder_with(ZipformerConfig.from_dict(content["student"]), state, config.run_dir)
     record = {"weights": config.weights, **content, "training": training_record(run_dir)}
-    if config.layout == "icefall":
-        write_checkpoint(encoder, output)
-    elif config.layout == "ctc":
-        _write_ctc_folder(encoder, run_dir, output, record)
-    elif config.layout == "recognizer":
-        _write_recognizer(run_dir, output, record)
+    if config.layout in ("recognizer", "ctc"):
+        model = load_asr_model(run_dir, config.weights)
+        if config.layout == "ctc":
+            check_plain_ctc(model, run_dir)
+        write_recognizer(model, output, record)
     else:
-        write_model_folder(encoder, output, record, state)
+        student = ZipformerConfig.from_dict(content["student"])
+        encoder = _encoder_with(student, state, config.run_dir)
+        if config.layout == "icefall":
+            write_checkpoint(encoder, output)
+        else:
+            write_model_folder(encoder, output, record, state)
     logger.info("exported %s weights of %s to %s", config.weights, run_dir, output)
 
 
@@ -110,39 +122,30 @@ def write_model_folder(
         _write_folder(folder, config, weights, origin, card)
 
 
-def _write_recognizer(run_dir: Path, output: Path, origin: Mapping[str, Any]) -> None:
-    """Writes a run of `spear finetune-asr` as a folder for `load_asr_model`."""
-    from spear.asr.apply.recognizer_folder import write_recognizer
-    from spear.asr.loading import load_asr_model
+def write_recognizer(model: AsrModel, output: Path, origin: Mapping[str, Any]) -> None:
+    """Writes a recogniser as a folder for `load_asr_model`, and for transformers.
 
-    kept = {name: origin[name] for name in ("weights", "training")}
-    write_recognizer(load_asr_model(run_dir, origin["weights"]), output, kept)
+    `AutoModelForCTC` takes it where its CTC head reads the encoder's output, `AutoModel` takes the
+    encoder of any.
 
-
-def _write_ctc_folder(
-    encoder: SpearEncoder, run_dir: Path, output: Path, origin: Mapping[str, Any]
-) -> None:
-    """Writes a run of `spear finetune-asr` as a folder for transformers' `AutoModelForCTC`."""
-    from spear.asr.loading import TOKENIZER_FOLDER, load_asr_model
-
-    recognizer = load_asr_model(run_dir, origin["weights"])
-    check_plain_ctc(recognizer, run_dir)
-    head = {
-        f"head.{name.removeprefix(_CTC_LINEAR)}": value
-        for name, value in recognizer.state_dict().items()
-        if name.startswith(_CTC_LINEAR)
-    }
-    body = {f"spear.{k}": v for k, v in to_released_names(encoder.state_dict()).items()}
+    Args:
+        model: What to write.
+        output: The folder; an existing one is replaced when the new one is complete.
+        origin: Where the weights come from; kept in `spear_export.json`.
+    """
+    encoder = _encoder_with(model.encoder.config, model.state_dict(), str(output))
+    whole = {**model.state_dict(), "encoder.mask_emb": encoder.model.get_parameter("mask_emb")}
+    own = {name: value for name, value in model.model_config().items() if name != "student"}
+    config: dict[str, Any] = {"architectures": ["SpearModel"], **_config_json(encoder)}
+    if is_plain := model.has_ctc and model.layer_mix is None:
+        config["architectures"] = [CTC_ARCHITECTURE]
+        config |= {"vocabulary": model.tokenizer.vocabulary, "pad_token_id": BLANK_ID}
+    use = "ctc" if is_plain else "encoder"
     with atomic_folder(output) as folder:
-        recognizer.tokenizer.save(folder / TOKENIZER_FOLDER)
-        config = {
-            "architectures": ["SpearForCTC"],
-            **_config_json(encoder),
-            "vocabulary": recognizer.tokenizer.vocabulary,
-            "pad_token_id": 0,
-        }
-        card = model_card(encoder, output.name, _with_version(origin), "ctc")
-        _write_folder(folder, config, {**body, **head}, origin, card)
+        model.tokenizer.save(folder / TOKENIZER_FOLDER)
+        card = model_card(encoder, output.name, _with_version(origin), use)
+        weights = {name: v.detach().float() for name, v in names_in_folder(whole).items()}
+        _write_folder(folder, {**config, RECOGNIZER_KEY: own}, weights, origin, card)
 
 
 def _write_folder(

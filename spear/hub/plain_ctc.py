@@ -1,21 +1,18 @@
-"""Which recognisers can be written as an encoder with one linear layer for CTC, as exports are."""
+"""Which recognisers are an encoder with one linear layer for CTC, all that others can run."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from spear.asr.model import AsrModel
 from spear.errors import ConfigError
 from spear.system.progress import get_logger
-
-if TYPE_CHECKING:
-    from spear.asr.model import AsrModel
 
 logger = get_logger(__name__)
 
 
-def check_plain_ctc(model: "AsrModel", folder: Path) -> None:
+def check_plain_ctc(model: AsrModel, folder: Path) -> None:
     """Refuses a recogniser whose CTC head does not read the encoder's output.
 
-    Of a transducer the CTC head alone is written, which is said.
+    Of a transducer others run the CTC head alone, which is said.
 
     Raises:
         ConfigError: The head reads a mixture of layers, or one of them, or was never trained.
@@ -28,4 +25,4 @@ def check_plain_ctc(model: "AsrModel", folder: Path) -> None:
             "does not hold; fine-tune with layers last to export it"
         )
     if any(name.startswith("joiner.") for name in model.state_dict()):
-        logger.warning("%s: of this transducer only the CTC head is exported", folder)
+        logger.warning("%s: transformers and ONNX run only the CTC head of this transducer", folder)

@@ -22,7 +22,7 @@ from spear.asr.apply.scoring import (
     write_score_files,
 )
 from spear.asr.apply.utterances import Recording, find_audio, from_file, from_shards
-from spear.asr.loading import is_recognizer_folder, load_asr_model
+from spear.asr.loading import is_model_folder, load_asr_model
 from spear.asr.model import AsrModel, Transcript
 from spear.asr.search.search import Search, SearchConfig
 from spear.asr.tokenizer import normalize
@@ -83,7 +83,7 @@ def run(config: DecodeConfig) -> None:
     splits = find_splits(config)
     device = choose_device(config.device)
     model = load_asr_model(config.run_dir, config.weights, str(device))
-    weights = "its own" if is_recognizer_folder(Path(config.run_dir)) else config.weights
+    weights = "its own" if is_model_folder(Path(config.run_dir)) else config.weights
     search = Search(model, config.search)
     output = Path(config.output_dir or Path(config.run_dir) / "decode")
     results: dict[str, SplitResult] = {}

@@ -79,6 +79,10 @@ class SpearPreTrainedModel(PreTrainedModel):
     base_model_prefix = "spear"
     main_input_name = "input_values"
     supports_gradient_checkpointing = True
+    _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012 (as transformers has it)
+        r"^(decoder|joiner|simple_am_proj|simple_lm_proj|layer_mix)\."
+    ]
+    """What a recogniser's folder holds besides, for spear."""
 
     auto_map: ClassVar[Mapping[str, str] | None] = None
     write_code: ClassVar[Callable[[Path], None] | None] = None

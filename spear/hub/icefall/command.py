@@ -4,8 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from spear.asr.tokenizer import Tokenizer
 from spear.encoders.icefall import load_checkpoint
-from spear.hub.export import write_model_folder
+from spear.hub.export import write_model_folder, write_recognizer
+from spear.hub.icefall.recognizer import load_recognizer
 from spear.system.progress import get_logger
 
 logger = get_logger(__name__)
@@ -49,10 +51,6 @@ def run(config: ImportIcefallConfig) -> None:
 
 
 def _import_recognizer(config: ImportIcefallConfig, bpe_model: str) -> None:
-    from spear.asr.apply.recognizer_folder import write_recognizer
-    from spear.asr.tokenizer import Tokenizer
-    from spear.hub.icefall.recognizer import load_recognizer
-
     path = Path(config.checkpoint)
     tokenizer = Tokenizer.from_sentencepiece(bpe_model)
     model, left_aside = load_recognizer(path, tokenizer, config.student, config.weights)

@@ -1,7 +1,7 @@
 """What can be exported to ONNX, by what lies in a folder.
 
-A folder whose `config.json` names a model is an encoder, or a recogniser where it says
-`SpearForCTC`; any other is a run of `spear finetune-asr`, or one of its checkpoints.
+A folder whose `config.json` names a model is an encoder, or a recogniser where it says so; any
+other is a run of `spear finetune-asr`, or one of its checkpoints.
 """
 
 from collections.abc import Mapping
@@ -9,6 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spear.asr.loading import (
+    TOKENIZER_FOLDER,
+    is_model_folder,
+    is_recognizer,
+    load_asr_model,
+)
 from spear.asr.search.ctc import CtcHead
 from spear.encoders.loading import WEIGHTS_FILE, from_pretrained, resolve_folder
 from spear.errors import CheckpointError
@@ -19,7 +25,6 @@ from spear.training.checkpoints.checkpoint import list_checkpoints, load_tensors
 from spear.zipformer import ZipformerConfig
 from spear.zipformer.weights import load_exact
 
-_RECOGNIZER = "SpearForCTC"
 _HEAD = {"head.weight": "linear.weight", "head.bias": "linear.bias"}
 
 
@@ -64,36 +69,28 @@ def load_source(model: str, weights: str) -> OnnxSource:
         CheckpointError: It is neither, or cannot be loaded.
     """
     path = Path(model)
-    if path.is_dir() and not _names_a_model(path):
-        return _of_run(path, weights)
     if path.is_file():  # an icefall checkpoint, or an error that says what it is
         return OnnxSource(OnnxGraph(from_pretrained(path).model))
-    folder = resolve_folder(model)
-    content = read_json_object(folder / CONFIG_FILE)
-    if _RECOGNIZER in (content.get("architectures") or ()):
-        return _of_recognizer(folder, content)
-    return OnnxSource(OnnxGraph(from_pretrained(folder).model))
-
-
-def _names_a_model(folder: Path) -> bool:
-    config = folder / CONFIG_FILE
-    return config.is_file() and "model_type" in read_json_object(config)
-
-
-def _of_run(folder: Path, weights: str) -> OnnxSource:
-    from spear.asr.loading import load_asr_model
-
-    if not (folder / CONFIG_FILE).is_file() and not list_checkpoints(folder):
+    folder = path if path.is_dir() else resolve_folder(model)
+    if is_model_folder(folder):
+        content = read_json_object(folder / CONFIG_FILE)
+        if not is_recognizer(content):
+            return OnnxSource(OnnxGraph(from_pretrained(folder).model))
+        if not (folder / TOKENIZER_FOLDER).is_dir():
+            return _of_transformers(folder, content)
+    elif not (folder / CONFIG_FILE).is_file() and not list_checkpoints(folder):
         raise CheckpointError(
             f"{folder} is neither a model folder (it has no {CONFIG_FILE}) nor a run folder of "
             "`spear finetune-asr` (it has no checkpoints)"
         )
-    model = load_asr_model(folder, weights)
-    check_plain_ctc(model, folder)
-    return OnnxSource(OnnxGraph(model.encoder, model.ctc_head), model.tokenizer.vocabulary)
+    recognizer = load_asr_model(folder, weights)
+    check_plain_ctc(recognizer, folder)
+    graph = OnnxGraph(recognizer.encoder, recognizer.ctc_head)
+    return OnnxSource(graph, recognizer.tokenizer.vocabulary)
 
 
-def _of_recognizer(folder: Path, content: Mapping[str, Any]) -> OnnxSource:
+def _of_transformers(folder: Path, content: Mapping[str, Any]) -> OnnxSource:
+    """Reads what transformers saved, which has a vocabulary and no tokenizer."""
     vocabulary = content.get("vocabulary")
     if not vocabulary:
         raise CheckpointError(

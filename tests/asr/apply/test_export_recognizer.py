@@ -74,12 +74,9 @@ def test_an_encoder_is_no_recogniser(export_folder, tmp_path):
 def test_a_recogniser_leaves_its_run_whole(trained_run, tone_shards, tmp_path):
     output = tmp_path / "recogniser"
     export(ExportConfig(str(trained_run), str(output), "last", "recognizer"))
-    assert sorted(path.name for path in output.iterdir()) == [
-        "model.safetensors",
-        "recognizer.json",
-        "tokenizer",
-    ]
+    names = {path.name for path in output.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer", "modeling_spear.py"} <= names
     ours, theirs = load_asr_model(output), load_asr_model(trained_run, "last")
     audio = [0.1 * np.random.default_rng(0).standard_normal(16000)]
     assert transcribe(ours, audio) == transcribe(theirs, audio)
-    assert json.loads((output / "recognizer.json").read_text())["origin"]["weights"] == "last"
+    assert json.loads((output / "spear_export.json").read_text())["weights"] == "last"

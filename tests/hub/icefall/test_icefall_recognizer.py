@@ -15,14 +15,15 @@ from torch import Tensor
 from spear.asr.apply.decode import DecodeConfig
 from spear.asr.apply.decode import run as decode
 from spear.asr.apply.recognize import transcribe
-from spear.asr.apply.recognizer_folder import write_recognizer
 from spear.asr.loading import load_asr_model
 from spear.asr.model import AsrModel
 from spear.asr.search.search import Search, SearchConfig
 from spear.asr.tokenizer import Tokenizer
 from spear.asr.transducer import TransducerConfig, TransducerModel
 from spear.errors import CheckpointError, ConfigError
+from spear.hub.export import write_recognizer
 from spear.hub.icefall.command import ImportIcefallConfig, run
+from spear.hub.onnx.source import load_source
 from spear.hub.plain_ctc import check_plain_ctc
 from tests.encoders.test_encoder import tiny_config
 
@@ -157,7 +158,7 @@ def test_commands_take_a_recogniser_without_its_run(bpe_model: Path, tmp_path: P
 
     folder = tmp_path / "recogniser"
     write_recognizer(make_model(bpe_model, "ctc"), folder, {"weights": "last"})
-    assert json.loads((folder / "recognizer.json").read_text())["origin"] == {"weights": "last"}
+    assert json.loads((folder / "spear_export.json").read_text())["weights"] == "last"
     soundfile.write(tmp_path / "a.wav", 0.1 * np.ones(16000), 16000)
     decode(DecodeConfig(str(folder), audio=[str(tmp_path / "a.wav")], device="cpu"))
     summary = json.loads((folder / "decode" / "summary.json").read_text())
@@ -170,5 +171,64 @@ def test_changed_weights_are_refused(bpe_model: Path, tmp_path: Path) -> None:
     with open(folder / "model.safetensors", "r+b") as stream:
         stream.seek(-1, io.SEEK_END)
         stream.write(b"\x7f")
-    with pytest.raises(CheckpointError, match="not the file that was written there"):
+    with pytest.raises(CheckpointError, match="was changed since its export"):
         load_asr_model(folder)
+
+
+@pytest.mark.parametrize("head", ["ctc", "transducer"])
+@torch.no_grad()
+def test_an_imported_recogniser_reaches_onnx_and_transformers(
+    bpe_model: Path, tmp_path: Path, head: str
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    import spear.hub
+
+    model = make_model(bpe_model, head)
+    path = write_epoch(tmp_path / "epoch-9.pt", model, as_icefall(model))
+    folder = tmp_path / "recogniser"
+    import_it(path, bpe_model, folder)
+    audio, lens = 0.1 * torch.randn(2, 16000), torch.tensor([16000, 9000])
+    theirs = transformers.AutoModelForCTC.from_pretrained(folder).eval()
+    fbank, fbank_lens = theirs.encoder.fbank(audio, lens)
+    expected, num_frames = model.log_probs(fbank, fbank_lens)
+    found = theirs(audio, audio_lens=lens)
+    assert torch.equal(found.logits_lens, num_frames)
+    torch.testing.assert_close(found.logits, expected, atol=1e-5, rtol=0.0)
+    source = load_source(str(folder), "averaged")
+    graph, graph_lens = source.graph(fbank, fbank_lens)
+    assert torch.equal(graph_lens, num_frames)
+    torch.testing.assert_close(graph[0], expected[0], atol=1e-4, rtol=0.0)
+    assert source.vocabulary == model.tokenizer.vocabulary
+    encoder = spear.from_pretrained(folder)
+    output = encoder.encode_fbank(fbank, fbank_lens)["encoder_out"]
+    assert torch.equal(output, model.encoder(fbank, fbank_lens).output)
+
+
+def test_what_others_cannot_run_still_comes_whole(bpe_model: Path, tmp_path: Path) -> None:
+    """A mixture of layers, or a transducer without CTC: transformers gets the encoder."""
+    transformers = pytest.importorskip("transformers")
+    import spear.hub  # noqa: F401 (registers the classes)
+
+    tokenizer = Tokenizer.from_sentencepiece(bpe_model)
+    mixed = AsrModel(tiny_config(), tokenizer, layers="weighted").eval()
+    audio = [0.1 * np.ones(16000, dtype=np.float32)]
+    for name, model in (
+        ("mixed", mixed),
+        ("without", make_model(bpe_model, "transducer", ctc_weight=0.0)),
+    ):
+        folder = tmp_path / name
+        write_recognizer(model, folder, {})
+        loaded = load_asr_model(folder)
+        assert transcribe(loaded, audio) == transcribe(model, audio)
+        with pytest.raises(ConfigError):
+            load_source(str(folder), "averaged")
+        with pytest.raises(ConfigError, match="vocabulary"):
+            transformers.AutoModelForCTC.from_pretrained(folder)
+        encoder = transformers.AutoModel.from_pretrained(folder).eval()
+        assert encoder(torch.from_numpy(audio[0])[None]).last_hidden_state.isfinite().all()
+
+
+def test_folders_of_an_earlier_version_say_so(tmp_path: Path) -> None:
+    (tmp_path / "recognizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="earlier version: export it again"):
+        load_asr_model(tmp_path)
