@@ -22,10 +22,10 @@ from spear.asr.transducer import TransducerConfig, TransducerModel
 from spear.encoders.config_json import student_config
 from spear.encoders.loading import WEIGHTS_FILE, check_files
 from spear.errors import CheckpointError
-from spear.system.model_folder import CONFIG_FILE, read_json_object
-from spear.training.checkpoints.checkpoint import load_tensors, load_weights
+from spear.system.model_folder import CONFIG_FILE, read_json_object, read_tensors
+from spear.system.weights import load_exact
+from spear.training.checkpoints.checkpoint import load_weights
 from spear.zipformer import ZipformerConfig
-from spear.zipformer.weights import load_exact
 
 TOKENIZER_FOLDER = "tokenizer"
 RECOGNIZER_KEY = "recognizer"
@@ -100,7 +100,7 @@ def _read_recognizer(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not is_recognizer(config):
         return {}, {}
     student = student_config(config, str(folder / CONFIG_FILE)).to_dict()
-    named = load_tensors(folder / WEIGHTS_FILE)
+    named = read_tensors(folder / WEIGHTS_FILE)
     state = _renamed(named, ((theirs, ours) for ours, theirs in _NAMES))
     state.pop("encoder.mask_emb", None)  # of pre-training
     return state, {"task": "asr", "student": student, **config.get(RECOGNIZER_KEY, {})}

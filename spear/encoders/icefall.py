@@ -22,8 +22,8 @@ from spear.encoders.encoder import SpearEncoder
 from spear.errors import CheckpointError
 from spear.system.files import atomic_folder
 from spear.system.model_folder import CONFIG_FILE, read_json_object
+from spear.system.weights import load_exact
 from spear.zipformer import ZipformerConfig
-from spear.zipformer.weights import load_exact
 
 WEIGHTS_FILE = "pretrained.pt"
 ENCODER_PREFIXES = ("encoder_embed.", "encoder.")

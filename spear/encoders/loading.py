@@ -25,8 +25,8 @@ from spear.system.model_folder import (
     read_tensors,
 )
 from spear.system.progress import get_logger
+from spear.system.weights import load_exact
 from spear.zipformer import ZipformerConfig
-from spear.zipformer.weights import load_exact
 
 logger = get_logger(__name__)
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from spear.encoders.loading import read_student_config, resolve_folder
 from spear.errors import ConfigError
 from spear.system.progress import get_logger
+from spear.system.weights import load_exact
 from spear.training.position import Position
 from spear.zipformer import ZipformerConfig, set_schedule
-from spear.zipformer.weights import load_exact
 
 logger = get_logger(__name__)
 

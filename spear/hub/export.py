@@ -37,9 +37,9 @@ from spear.hub.token_heads import write_token_heads
 from spear.system.files import atomic_folder, sha256_of
 from spear.system.model_folder import CONFIG_FILE
 from spear.system.progress import get_logger
+from spear.system.weights import load_exact
 from spear.training.checkpoints.checkpoint import load_weights
 from spear.zipformer import ZipformerConfig
-from spear.zipformer.weights import load_exact
 
 logger = get_logger(__name__)
 

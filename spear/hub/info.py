@@ -18,9 +18,9 @@ from spear.mvq.command import frames_path, load_frames
 from spear.mvq.evaluation import evaluate, spread_out
 from spear.mvq.report import describe, evaluation_blocks
 from spear.mvq.training.frames import read_rows
+from spear.system.weights import num_parameters
 from spear.zipformer import ZipformerConfig
 from spear.zipformer.stack import DownsampledStack, ZipformerStack
-from spear.zipformer.weights import num_parameters
 
 _MAX_FRAMES = 10_000
 _FRONT_END_MS = 105.0  # nine fbank windows of 25 ms, 10 ms apart

@@ -8,7 +8,7 @@ from typing import Any
 from spear.config import read_yaml
 from spear.encoders.encoder import SpearEncoder
 from spear.system.markdown import code, markdown_table
-from spear.zipformer.weights import num_parameters
+from spear.system.weights import num_parameters
 
 _METRICS = "metrics.jsonl"
 _FRONT_MATTER = """---

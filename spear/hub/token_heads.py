@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from spear.errors import CheckpointError, DataError, one_line
 from spear.system.files import atomic_path
-from spear.zipformer.weights import load_exact
+from spear.system.weights import load_exact
 
 HEADS_FILE = "token_heads.safetensors"
 RUN_PREFIX = "heads."

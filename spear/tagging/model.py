@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from spear.encoders.protocol import Encoder
 from spear.errors import CheckpointError
+from spear.system.weights import load_exact
 from spear.tagging.data import TaggingBatch
 from spear.tagging.labels import Classes
 from spear.tagging.pooling import Pooling, pool
 from spear.training.checkpoints.checkpoint import load_weights
 from spear.training.task import LossTerm, Metric, StepOutput
 from spear.zipformer import Zipformer, ZipformerConfig
-from spear.zipformer.weights import load_exact
 
 TASK = "tagging"
 

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from spear.audio import SAMPLE_RATE_HZ
 from spear.errors import CheckpointError, one_line
 from spear.system.model_folder import CONFIG_FILE, read_json_object, read_tensors
+from spear.system.weights import load_exact
 from spear.teachers.base import Teacher, TeacherIdentity, check_layer, full_precision
 from spear.teachers.config import TeacherConfig
 from spear.teachers.dasheng_network import DashengNetwork, DashengSettings
 from spear.teachers.source import resolve_model_folder, weights_digest, weights_files
 from spear.teachers.windows import Excerpts, Window, Windowing, cut_windows
-from spear.zipformer.weights import load_exact
 
 # Hugging Face weights nest the encoder, and compute the spectrogram outside of the model.
 _PREFIX = "encoder."

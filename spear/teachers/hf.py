@@ -31,6 +31,7 @@ from spear.audio import SAMPLE_RATE_HZ
 from spear.errors import CheckpointError, one_line
 from spear.system.model_folder import CONFIG_FILE, read_json_object
 from spear.system.optional import require
+from spear.system.weights import check_fit
 from spear.teachers.base import (
     Teacher,
     TeacherIdentity,
@@ -46,7 +47,6 @@ from spear.teachers.source import (
     weights_files,
 )
 from spear.teachers.windows import Excerpts
-from spear.zipformer.weights import check_fit
 
 MODEL_TYPES = {
     "wavlm": "wavlm",

@@ -27,6 +27,7 @@ from spear.system.files import write_text
 from spear.system.markdown import save_figure
 from spear.system.optional import require
 from spear.system.progress import get_logger
+from spear.system.weights import num_parameters
 from spear.view.numbers import layer_colours, pooling_step, similarity
 from spear.view.pictures import (
     Grid,
@@ -37,7 +38,6 @@ from spear.view.pictures import (
     draw_similarity_alone,
     draw_tokens_alone,
 )
-from spear.zipformer.weights import num_parameters
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,11 +6,11 @@ layer (`attention`, `convolution`, `feedforward`, `bypass`, `norm`); `subsamplin
 numbers that change in training; `streaming` runs causal models chunk by chunk.
 """
 
+from spear.system.weights import load_exact
 from spear.zipformer.config import ZipformerConfig
 from spear.zipformer.model import Zipformer, ZipformerOutput
 from spear.zipformer.schedule import ScheduledFloat, set_schedule
 from spear.zipformer.streaming import StreamingZipformer, StreamState, ZipformerStream
-from spear.zipformer.weights import load_exact
 
 __all__ = [
     "ScheduledFloat",

@@ -20,6 +20,7 @@ from spear.pretrain.collate import PretrainBatch
 from spear.pretrain.losses import LossConfig
 from spear.pretrain.model import PretrainModel, TeacherTarget
 from spear.system.distributed import Ranks, join_ranks
+from spear.system.weights import load_exact
 from spear.training.checkpoints import checkpoint as checkpoints
 from spear.training.checkpoints.averaging import RunningAverage
 from spear.training.checkpoints.sharding import (
@@ -133,13 +134,12 @@ class Run:
         self.ranks.barrier()
 
     def load(self, path: Path, num_steps: int) -> None:
-        file = path / checkpoints.MODEL
-        weights = shard_like(checkpoints.load_tensors(file), self.model.state_dict())
-        checkpoints.load_into(self.model, weights, file)
+        whole = checkpoints.load_part(path, checkpoints.MODEL)
+        load_exact(self.model, shard_like(whole, self.model.state_dict()), str(path))
         saved = checkpoints.load_optimizer(path)
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scheduler.load_state_dict(saved["scheduler"])
-        averaged = checkpoints.load_tensors(path / checkpoints.AVERAGED)
+        averaged = checkpoints.load_part(path, checkpoints.AVERAGED)
         num_averaged = checkpoints.load_state(path)["num_averaged"]
         self.average.load(shard_like(averaged, self.average.values), num_averaged)
         self.num_steps = num_steps

@@ -23,8 +23,8 @@ from spear.encoders.encoder import SpearEncoder
 from spear.errors import ConfigError
 from spear.hub.hf.config import SpearConfig
 from spear.hub.hf.inputs import audio_of
+from spear.system.weights import check_fit
 from spear.zipformer.schedule import TRAINED, set_schedule
-from spear.zipformer.weights import check_fit
 
 _IGNORED = -100
 """Of labels: what transformers' collators pad them with."""

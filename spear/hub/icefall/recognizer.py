@@ -17,8 +17,8 @@ from spear.asr.tokenizer import Tokenizer
 from spear.asr.transducer import TransducerConfig, TransducerModel
 from spear.encoders.icefall import ENCODER_PREFIXES, encoder_config, encoder_weights, read_weights
 from spear.errors import CheckpointError
+from spear.system.weights import load_exact
 from spear.zipformer import ZipformerConfig
-from spear.zipformer.weights import load_exact
 
 _THEIR_CTC, _OUR_CTC = "ctc_output.1.", "ctc_head.linear."
 _TRANSDUCER = ("decoder.", "joiner.", "simple_am_proj.", "simple_lm_proj.")

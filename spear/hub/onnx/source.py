@@ -20,10 +20,10 @@ from spear.encoders.loading import WEIGHTS_FILE, from_pretrained, resolve_folder
 from spear.errors import CheckpointError
 from spear.hub.onnx.graph import OnnxGraph
 from spear.hub.plain_ctc import check_plain_ctc
-from spear.system.model_folder import CONFIG_FILE, read_json_object
-from spear.training.checkpoints.checkpoint import list_checkpoints, load_tensors
+from spear.system.model_folder import CONFIG_FILE, read_json_object, read_tensors
+from spear.system.weights import load_exact
+from spear.training.checkpoints.checkpoint import list_checkpoints
 from spear.zipformer import ZipformerConfig
-from spear.zipformer.weights import load_exact
 
 _HEAD = {"head.weight": "linear.weight", "head.bias": "linear.bias"}
 
@@ -97,7 +97,7 @@ def _of_transformers(folder: Path, content: Mapping[str, Any]) -> OnnxSource:
             f"{folder / CONFIG_FILE} has no vocabulary: write the text of every token into it"
         )
     zipformer = from_pretrained(folder).model
-    state = load_tensors(folder / WEIGHTS_FILE)
+    state = read_tensors(folder / WEIGHTS_FILE)
     head = CtcHead(zipformer.output_dim, len(vocabulary))
     own = {ours: state[theirs] for theirs, ours in _HEAD.items() if theirs in state}
     load_exact(head, own, str(folder / WEIGHTS_FILE))

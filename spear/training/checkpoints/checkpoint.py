@@ -26,12 +26,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from spear.errors import CheckpointError, one_line
 from spear.system.files import atomic_folder, partial_name, sha256_of, sync
-from spear.system.model_folder import read_json_object
+from spear.system.model_folder import read_json_object, read_tensors
 from spear.system.progress import get_logger
 from spear.training.checkpoints.averaging import check_wide, mean_between
 
@@ -208,25 +208,13 @@ def load_config(checkpoint: Path) -> dict[str, Any]:
     return read_json_object(checkpoint / CONFIG)
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Reads a safetensors file onto the CPU.
-
-    Raises:
-        CheckpointError: It is missing or broken.
-    """
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
-
-
 def load_part(checkpoint: Path, name: str) -> dict[str, Tensor]:
     """Reads one of a checkpoint's two files of weights, by the names that they have today.
 
     Raises:
         CheckpointError: It is missing or broken.
     """
-    return _present_names(load_tensors(checkpoint / name), checkpoint)
+    return _present_names(read_tensors(checkpoint / name), checkpoint)
 
 
 def _present_names(values: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
@@ -250,26 +238,6 @@ def load_optimizer(checkpoint: Path) -> dict[str, Any]:
     if "parameters" in own:
         own["parameters"] = _present_names(own["parameters"], checkpoint)
     return saved
-
-
-def load_into(model: torch.nn.Module, state: Mapping[str, Tensor], origin: Path) -> None:
-    """Loads weights strictly.
-
-    Raises:
-        CheckpointError: Lists the keys that are missing, unknown, or of another shape.
-    """
-    own = model.state_dict()
-    problems = [f"missing {name}" for name in own if name not in state]
-    problems += [f"unknown {name}" for name in state if name not in own]
-    problems += [
-        f"{name} has shape {tuple(state[name].shape)}, the model {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise CheckpointError(f"{origin} does not fit the model: {'; '.join(problems[:8])}{more}")
-    model.load_state_dict(state, strict=True)
 
 
 def average_between(start: Path | None, end: Path) -> dict[str, Tensor]:

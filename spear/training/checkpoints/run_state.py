@@ -16,6 +16,7 @@ from spear.errors import CheckpointError, ConfigError
 from spear.optim import build_optimizer
 from spear.system.differences import describe_differences
 from spear.system.distributed import Ranks
+from spear.system.weights import load_exact
 from spear.training.checkpoints import checkpoint as checkpoints
 from spear.training.checkpoints.averaging import RunningAverage
 from spear.training.checkpoints.sharding import gather, shard_like, shard_model
@@ -118,7 +119,7 @@ class RunState:
         model_file = path / checkpoints.MODEL
         whole = checkpoints.load_part(path, checkpoints.MODEL)
         weights = shard_like(whole, self.model.state_dict())
-        checkpoints.load_into(self.model, weights, model_file)
+        load_exact(self.model, weights, str(model_file))
         saved = checkpoints.load_optimizer(path)
         try:
             self.optimizer.load_state_dict(saved["optimizer"])

@@ -12,7 +12,7 @@ from spear.asr.tokenizer import Tokenizer
 from spear.errors import CheckpointError
 from spear.hub.export import ExportConfig
 from spear.hub.export import run as export
-from spear.zipformer.weights import load_exact
+from spear.system.weights import load_exact
 
 
 @pytest.fixture(scope="module")
