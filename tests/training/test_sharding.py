@@ -149,6 +149,6 @@ def test_what_does_not_fit_is_named_by_the_loader():
     model = nn.Linear(3, 2)
     saved = {"weight": torch.zeros(2, 4), "other": torch.zeros(1)}
     with pytest.raises(
-        CheckpointError, match="missing: bias; .*unexpected: other; .*shape: weight"
+        CheckpointError, match=r"missing: bias; .*unexpected: other; .*shape: weight"
     ):
         load_exact(model, shard_like(saved, model.state_dict()), "here")
