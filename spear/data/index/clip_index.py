@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from spear.audio.io import SAMPLE_RATE_HZ
 from spear.data.formats.manifests import DOMAINS
-from spear.data.formats.tokens import Tokens, TokenSidecar, sidecar_name
+from spear.data.formats.tokens import Tokens, TokenSidecar
 from spear.data.index.clip_table import ClipTable
 from spear.data.index.shard_folder import ShardFolder
 from spear.errors import ConfigError, TokenError
@@ -140,7 +140,7 @@ class ClipIndex:
             domains = {"audio" if kind else "speech" for kind in np.unique(folder.is_audio)}
             teachers = sorted({one for domain in domains for one in self.required[domain]})
             for teacher in teachers:
-                sidecar = _sidecar(folder, teacher)
+                sidecar = folder.sidecar(teacher)
                 sidecar.check(folder.path, teacher=teacher, **expected.get(teacher, {}))
                 other_folder, other = first.setdefault(teacher, (folder, sidecar))
                 if differing := sidecar.differences(other):
@@ -154,14 +154,3 @@ class ClipIndex:
 def _joined(columns: Sequence[NDArray[Any]]) -> NDArray[Any]:
     """One column of several; a single one stays memory-mapped."""
     return columns[0] if len(columns) == 1 else np.concatenate(columns)
-
-
-def _sidecar(folder: ShardFolder, teacher: str) -> TokenSidecar:
-    if teacher not in folder.teachers():
-        has = ", ".join(folder.teachers()) or "none"
-        raise TokenError(
-            f"{folder.path}: no tokens of teacher {teacher!r} (there: {has}), which its clips "
-            f"need; first run: spear extract-tokens --shards+ {folder.path} "
-            f"--teacher.name {teacher} --teacher.path MODEL --quantizer QUANTIZER_FILE"
-        )
-    return TokenSidecar.load(folder.path / sidecar_name(teacher))

@@ -41,11 +41,10 @@ def run(config: IndexConfig) -> None:
         folder = ShardFolder(path, config.num_jobs)
         folder.open_tokens(folder.teachers(), config.num_jobs)
         log.info(
-            "%s: %d cuts in %d shards, %.2f h, tokens of %s; %.1f MB",
+            "%s: %d cuts in %d shards, %.2f h, tokens of %s",
             folder.path / INDEX_NAME,
             len(folder),
             folder.num_shards,
             folder.duration_s / 3600,
             ", ".join(folder.teachers()) or "no teacher",
-            folder.index_bytes / 1e6,
         )

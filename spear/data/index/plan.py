@@ -40,8 +40,6 @@ logger = get_logger(__name__)
 PLAN_VERSION = 1
 """Changes when the same table would be planned otherwise."""
 
-_BATCHES_AT_ONCE = 100_000
-
 Ints = NDArray[np.int64]
 
 
@@ -156,7 +154,7 @@ class BatchPlan:
     def largest(self, epoch: int, num_shares: int = 1) -> tuple[int, int]:
         """Returns step and share of the batch of an epoch that is largest, padding included."""
         plan = self.epoch(epoch, num_shares)
-        sizes = np.concatenate([padded for padded, _ in _sizes(self.clips, plan)])
+        sizes = padded_samples(self.clips, plan)
         step, share = np.unravel_index(int(sizes[plan.steps].argmax()), plan.steps.shape)
         return int(step), int(share)
 
@@ -278,17 +276,12 @@ class BatchPlan:
 
 def padding_share(clips: ClipTable, plan: EpochPlan) -> float:
     """Returns the padded share of a plan's batches, 0 to 1, before augmentation."""
-    padded = samples = 0
-    for sizes, lengths in _sizes(clips, plan):
-        padded += int(sizes.sum())
-        samples += int(lengths.sum())
-    return 1 - samples / padded
+    samples = clips.num_samples[plan.order].sum(dtype=np.uint64)
+    return 1 - float(samples / padded_samples(clips, plan).sum())
 
 
-def _sizes(clips: ClipTable, plan: EpochPlan) -> Iterator[tuple[Ints, Ints]]:
-    """Yields, for parts of a plan, the padded samples of batches and the samples of their clips."""
-    for begin in range(0, len(plan.bounds) - 1, _BATCHES_AT_ONCE):
-        bounds = plan.bounds[begin : begin + _BATCHES_AT_ONCE + 1]
-        lengths = clips.num_samples[plan.order[bounds[0] : bounds[-1]]].astype(np.int64)
-        longest = np.maximum.reduceat(lengths, bounds[:-1] - bounds[0])
-        yield longest * np.diff(bounds), lengths
+def padded_samples(clips: ClipTable, plan: EpochPlan) -> Ints:
+    """Returns (num_batches,) samples of a plan's batches, padding included."""
+    longest = np.maximum.reduceat(clips.num_samples[plan.order], plan.bounds[:-1])
+    padded: Ints = longest * np.diff(plan.bounds)
+    return padded

@@ -131,12 +131,6 @@ class ShardFolder:
         names = sorted(place.name for place in self._places.values())
         return hashlib.sha256("/".join(names).encode()).hexdigest()
 
-    @property
-    def index_bytes(self) -> int:
-        """Size on disk of the opened index."""
-        files = (file for place in self._places.values() for file in place.iterdir())
-        return sum(file.stat().st_size for file in files)
-
     def shard_of(self, number: int) -> int:
         """Returns the position of a cut's shard in the folder."""
         return int(np.searchsorted(self.first, number, side="right")) - 1
@@ -239,6 +233,13 @@ class ShardFolder:
         Raises:
             TokenError: There is none, it is broken, or it lacks shards of this folder.
         """
+        if teacher not in self.teachers():
+            raise TokenError(
+                f"{self.path}: no tokens of teacher {teacher!r} (there: "
+                f"{', '.join(self.teachers()) or 'none'}); first run: spear extract-tokens "
+                f"--shards+ {self.path} --teacher.name {teacher} --teacher.path MODEL "
+                "--quantizer QUANTIZER_FILE"
+            )
         path = self.path / sidecar_name(teacher)
         sidecar = TokenSidecar.load(path)
         missing = [shard for shard in self.shard_ids if shard not in sidecar.shards]
