@@ -16,7 +16,7 @@ logger = get_logger(__name__)
 @dataclass
 class ImportIcefallConfig:
     """Turns an icefall checkpoint into a model folder for `spear.from_pretrained`, or, with its
-    tokenizer, into a recogniser for `spear decode` and `spear transcribe`.
+    tokenizer, into a recogniser for every command that takes one.
     """
 
     checkpoint: str

@@ -34,7 +34,7 @@ class ExportOnnxConfig:
     """Writes an encoder or a speech recogniser as ONNX files."""
 
     model: str
-    """Model folder (or hub id), or run folder of `spear finetune-asr`."""
+    """Model folder (or hub id), a recogniser's or an encoder's, or run of `spear finetune-asr`."""
     output_dir: str
     """Folder to write; an existing one is replaced when the new one is complete."""
     int8: bool = True
