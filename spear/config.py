@@ -100,9 +100,10 @@ def check_keys(
     types_of = typing.get_type_hints(config_class)
     for key, value in content.items():
         if key not in types_of:
-            raise ConfigError(
-                f"{source}: unknown key {prefix}{key}{_nearest(key, types_of, prefix)}"
-            )
+            # A class may say where fields went that it had: `RETIRED`, pairs of name and advice.
+            retired = dict(getattr(config_class, "RETIRED", ()))
+            advice = f"; {retired[key]}" if key in retired else _nearest(key, types_of, prefix)
+            raise ConfigError(f"{source}: unknown key {prefix}{key}{advice}")
         for section, inner, name in _sections(types_of[key], value, f"{prefix}{key}."):
             check_keys(section, inner, source, name)
 

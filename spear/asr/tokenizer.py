@@ -25,7 +25,6 @@ from spear.system.optional import require
 UNKNOWN_ID = 1  # of tokenizers that are trained here
 UNKNOWN_TEXT = "\N{REPLACEMENT CHARACTER}"
 BLANK_PIECE = "<blk>"
-UNKNOWN_PIECE = "<unk>"  # how sentencepiece writes it
 WORD_BEGIN = "\N{LOWER ONE EIGHTH BLOCK}"
 """Where a word begins in a token, or between words where tokens are characters."""
 MODEL_FILE = "model.spm"
@@ -143,8 +142,16 @@ class Tokenizer:
         """
         if any(not 0 <= index < self.vocab_size for index in ids):
             raise ValueError(f"token ids must lie in 0 .. {self.vocab_size - 1}, got {list(ids)}")
-        text = self._processor.DecodeIds([int(index) for index in ids if index != BLANK_ID])
-        return " ".join(text.split())
+        return self.join([self.piece(int(index)) for index in ids if index != BLANK_ID])
+
+    def join(self, pieces: Sequence[str]) -> str:
+        """Gives the text of tokens as `piece` writes them, without spaces around it."""
+        return " ".join(self._processor.DecodePieces(list(pieces)).split())
+
+    @property
+    def has_spaces(self) -> bool:
+        """Whether there are words with spaces between them."""
+        return any(WORD_BEGIN in piece for piece in self.vocabulary)
 
     @property
     def vocabulary(self) -> list[str]:

@@ -205,7 +205,8 @@ class SpearEncoder(nn.Module):
         fbank = self.fbank.on(self.device)
         if layers or not can_stream(self.config):
             windows = Windows.of_seconds(window_s, context_s, self.model)
-            yield from encode_windows(self.model, fbank, pieces(), windows, layers)
+            cut = windows.cut(num_fbank_frames(len(audio)))
+            yield from encode_windows(self.model, fbank, pieces(), cut, layers)
             return
         stream = AudioStream(fbank, self.model)
         for piece in pieces():

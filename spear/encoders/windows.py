@@ -6,7 +6,7 @@ in one pass over the whole, and sees real neighbours wherever there are some. Wh
 attention does not reach beyond the context: see docs/zipformer.md for how much that is.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import lcm
 
@@ -18,8 +18,9 @@ from spear.audio.fbank_stream import FbankStream
 from spear.errors import ConfigError
 from spear.zipformer.model import Zipformer
 
-_FBANK_HZ = 100
-_FBANK_PER_FRAME = 2
+FBANK_HZ = 100
+FBANK_PER_FRAME = 2
+"""Fbank frames to a frame of the layers."""
 
 
 @dataclass(frozen=True)
@@ -42,23 +43,42 @@ class Windows:
             ConfigError: One of them is shorter than such a step.
         """
         rates = (*model.config.downsampling_factor, model.config.output_downsampling_factor)
-        step = _FBANK_PER_FRAME * lcm(*rates)
+        step = FBANK_PER_FRAME * lcm(*rates)
         core, context = (
-            round(seconds * _FBANK_HZ / step) * step for seconds in (window_s, context_s)
+            round(seconds * FBANK_HZ / step) * step for seconds in (window_s, context_s)
         )
         if core < step or context < step:
             raise ConfigError(
                 f"window_s {window_s} and context_s {context_s}: both must be at least "
-                f"{step / _FBANK_HZ} s"
+                f"{step / FBANK_HZ} s"
             )
         return cls(core, context)
+
+    def cut(self, num_frames: int) -> Iterator[tuple[slice, slice]]:
+        """Cuts a recording of so many fbank frames; what fits into one window is one.
+
+        Yields:
+            The frames that a window sees, and those of them that are kept, counted from the first
+            that it sees; the last window's are open at the end. Together they are the recording.
+        """
+        if num_frames <= self.core + 2 * self.context:
+            yield slice(0, num_frames), slice(0, None)
+            return
+        # What is too short to be a window of its own belongs to the one before.
+        for begin in range(0, num_frames - self.context, self.core):
+            end = begin + self.core
+            first = max(begin - self.context, 0)
+            if num_frames - end <= self.context:
+                yield slice(first, num_frames), slice(begin - first, None)
+            else:
+                yield slice(first, end + self.context), slice(begin - first, end - first)
 
 
 def encode_windows(
     model: Zipformer,
     fbank: Fbank,
     pieces: Iterator[Tensor],
-    windows: Windows,
+    cut: Iterable[tuple[slice, slice]],
     layers: Sequence[int] = (),
 ) -> Iterator[list[Tensor]]:
     """Encodes a recording window by window.
@@ -67,51 +87,42 @@ def encode_windows(
         model: In evaluation mode.
         fbank: The features, on the device of the model.
         pieces: The recording's samples (S,) float, in order.
-        windows: How it is cut.
+        cut: What its windows see and what is kept of them, from `Windows.cut`.
         layers: Numbers of layers to return besides the output.
 
     Yields:
         (T, D) float of the output and of each of the layers, frames in order; together one pass's
         number of them.
     """
-    waiting = fbank.window.new_zeros(0, fbank.num_mel_bins)
-    begin, done = 0, 0  # of `waiting` in the recording, and how far its frames were encoded
-    for frames, is_last in _features(fbank, pieces):
-        waiting = torch.cat((waiting, frames))
-        end = begin + len(waiting)
-        while done < end and (is_last or end - done >= windows.core + windows.context):
-            core_end = min(done + windows.core, end)
-            # What is too short to be a window of its own belongs to the one before.
-            if is_last and end - core_end <= windows.context:
-                core_end = end
-            seen = waiting[: core_end + windows.context - begin]
-            core = slice(done - begin, None if core_end == end else core_end - begin)
-            yield _core(model, seen, core, layers)
-            done = core_end
-            keep_from = max(done - windows.context, begin)
-            waiting, begin = waiting[keep_from - begin :], keep_from
+    features = _features(fbank, pieces)
+    waiting, begin = fbank.window.new_zeros(0, fbank.num_mel_bins), 0
+    for seen, core in cut:
+        waiting, begin = waiting[seen.start - begin :], seen.start
+        while len(waiting) < seen.stop - seen.start:
+            waiting = torch.cat((waiting, next(features)))
+        yield _core(model, waiting[: seen.stop - seen.start], core, layers)
 
 
-def _features(fbank: Fbank, pieces: Iterator[Tensor]) -> Iterator[tuple[Tensor, bool]]:
-    """Yields frames (T, M), and whether they are the recording's last."""
+def _features(fbank: Fbank, pieces: Iterator[Tensor]) -> Iterator[Tensor]:
+    """Yields frames (T, M)."""
     stream = FbankStream(fbank)
     for piece in pieces:
-        yield stream.push(piece.to(fbank.window.device)), False
-    yield stream.finish(), True
+        yield stream.push(piece.to(fbank.window.device))
+    yield stream.finish()
 
 
 @torch.no_grad()
 def _core(model: Zipformer, seen: Tensor, core: slice, layers: Sequence[int]) -> list[Tensor]:
     """Encodes fbank frames (T, M) and returns what belongs to some of them, here to the end."""
     encoded = model(seen.unsqueeze(0), torch.tensor([len(seen)], device=seen.device))
-    per_output = _FBANK_PER_FRAME * model.config.output_downsampling_factor
+    per_output = FBANK_PER_FRAME * model.config.output_downsampling_factor
     return [
-        _of_frames(encoded.output[0], core, per_output),
-        *(_of_frames(encoded.layer(layer)[0], core, _FBANK_PER_FRAME) for layer in layers),
+        rows_of(encoded.output[0], core, per_output),
+        *(rows_of(encoded.layer(layer)[0], core, FBANK_PER_FRAME) for layer in layers),
     ]
 
 
-def _of_frames(x: Tensor, frames: slice, per_row: int) -> Tensor:
+def rows_of(x: Tensor, frames: slice, per_row: int) -> Tensor:
     """Returns the rows of x (T, D) that belong to fbank frames, `per_row` to each."""
     stop = None if frames.stop is None else frames.stop // per_row
     return x[frames.start // per_row : stop]

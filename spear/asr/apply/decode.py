@@ -1,8 +1,8 @@
-"""`spear decode`: a recogniser and recordings in, text and word error rates out.
+"""`spear decode`: a recogniser and shard folders in, text and word error rates out.
 
-Reads shard folders (scored where their cuts have transcripts) or plain audio files and folders of
-them. Writes Kaldi's three text files for every split, n-best lists where they are asked for, a
-report over all splits and `summary.json`.
+Splits are scored where their cuts have transcripts. Writes Kaldi's three text files for every
+split, n-best lists where they are asked for, a report over all splits and `summary.json`.
+Recordings that are not in shards are for `spear transcribe`.
 """
 
 import json
@@ -21,7 +21,7 @@ from spear.asr.apply.scoring import (
     write_recognitions,
     write_score_files,
 )
-from spear.asr.apply.utterances import Recording, find_audio, from_file, from_shards
+from spear.asr.apply.utterances import Recording, from_shards
 from spear.asr.loading import is_model_folder, load_asr_model
 from spear.asr.model import AsrModel, Transcript
 from spear.asr.search.search import Search, SearchConfig
@@ -35,20 +35,18 @@ from spear.system.progress import get_logger
 
 logger = get_logger(__name__)
 
-AUDIO_SPLIT = "audio"
-
 
 @dataclass
 class DecodeConfig:
     """Recognises speech and scores it where there are transcripts."""
+
+    RETIRED = (("audio", "`spear transcribe --model RUN_DIR FILES` recognises recordings"),)
 
     run_dir: str
     """Run folder of `spear finetune-asr`, one of its checkpoint folders, or a recogniser without
     its run (`spear export --layout recognizer`, `spear import-icefall --bpe_model`)."""
     shards: list[str] = field(default_factory=list)
     """Shard folders; the last part of each path is the name of its split."""
-    audio: list[str] = field(default_factory=list)
-    """Audio files, or folders that are searched for them; recognised, not scored."""
     output_dir: str | None = None
     """Folder for the results; none: `decode` in the run folder."""
     weights: str = "averaged"
@@ -114,18 +112,16 @@ def find_splits(config: DecodeConfig) -> dict[str, list[Recording]]:
         ConfigError: Nothing is asked for, or two splits have the same name.
         DataError: A path is missing, has no recording, or has one that is too long.
     """
-    if not config.shards and not config.audio:
-        raise ConfigError("nothing to decode: give shards (shard folders) or audio (files)")
+    if not config.shards:
+        raise ConfigError(
+            "nothing to decode: give shards (shard folders); `spear transcribe` takes recordings"
+        )
     splits: dict[str, list[Recording]] = {}
     for path in config.shards:
         split = Path(path).resolve().name
         if split in splits:
             raise ConfigError(f"two shard folders are called {split!r}: decode them one by one")
         splits[split] = from_shards(ShardFolder(path))
-    if config.audio:
-        if AUDIO_SPLIT in splits:
-            raise ConfigError(f"a shard folder is called {AUDIO_SPLIT!r}: decode audio separately")
-        splits[AUDIO_SPLIT] = [from_file(path) for path in find_audio(config.audio)]
     for recording in (recording for split in splits.values() for recording in split):
         if recording.duration_s > config.max_recording_s:
             raise DataError(

@@ -1,18 +1,24 @@
 """Recordings in, transcripts out: reading, features and batches of like length around a search."""
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
+from spear.asr.apply.long_recordings import Window, WindowConfig, cut_windows
 from spear.asr.apply.utterances import Recording, from_array
 from spear.asr.model import AsrModel, Transcript
 from spear.asr.search.search import Search, SearchConfig
-from spear.audio import Fbank
-from spear.data.index.packing import pack_by_length
+from spear.audio import LOG_EPS, Fbank
+from spear.data.index.packing import pack
+from spear.encoders.windows import FBANK_HZ, FBANK_PER_FRAME, rows_of
 from spear.errors import SpearError
 from spear.system.progress import progress
 
@@ -46,68 +52,111 @@ def recognize(
     recordings: Sequence[Recording],
     batch_s: float,
     *,
+    windows: WindowConfig | None = None,
     num_workers: int = 0,
     label: str | None = None,
 ) -> list[list[Transcript]]:
-    """Recognises recordings in batches of like length.
+    """Recognises recordings in batches of like length, the longest first.
 
     Args:
         search: A recogniser and how it searches.
         recordings: What to recognise.
         batch_s: Seconds of a batch, padding included.
+        windows: How long recordings are encoded; None encodes all of them whole.
         num_workers: Processes that read.
         label: Name for the progress lines; none for silence.
 
     Returns:
         The transcripts of every recording, the best first, in the order of the recordings.
     """
-    groups = pack_by_length([recording.duration_s for recording in recordings], batch_s)
-    loader = DataLoader(
-        FeatureBatches(recordings, groups, search.model.encoder.config.feature_dim),
-        batch_size=None,
-        shuffle=False,
-        num_workers=min(num_workers, len(groups)),
-        generator=torch.Generator(),
-    )
-    device = next(search.model.parameters()).device
+    order = sorted(range(len(recordings)), key=lambda i: -recordings[i].num_samples)
+    cut = None if windows is None else windows.for_encoder(search.model.encoder)
+    batches = list(_packed(list(cut_windows(recordings, order, cut)), batch_s))
     found: dict[int, list[Transcript]] = {}
-    batches: Iterable[Any] = loader
+    encoded: dict[int, list[Tensor]] = defaultdict(list)
+    features = _read(recordings, batches, search.model.encoder.config.feature_dim, num_workers)
     if label is not None:
-        batches = progress(batches, label, total=len(groups))
-    for batch in batches:
-        if isinstance(batch, SpearError):
-            raise batch
-        numbers, fbank, lens = batch
-        found.update(zip(numbers, search(fbank.to(device), lens.to(device)), strict=True))
+        features = progress(features, label, total=len(batches))
+    for batch, (fbank, lens) in zip(batches, features, strict=True):
+        for window, frames in zip(batch, _encode(search.model, batch, fbank, lens), strict=True):
+            encoded[window.number].append(frames)
+        ended = [window for window in batch if window.is_last]
+        whole = [torch.cat(encoded.pop(window.number)) for window in ended]
+        found.update(
+            zip((window.number for window in ended), _search(search, whole, batch_s), strict=True)
+        )
     return [found[number] for number in range(len(recordings))]
 
 
-class FeatureBatches(Dataset[Any]):
-    """Features of groups of recordings, computed in a worker.
+def _search(search: Search, whole: Sequence[Tensor], batch_s: float) -> Iterator[list[Transcript]]:
+    """Yields the transcripts of recordings, each (T', D) frames; those of an hour come alone."""
+    lens = torch.tensor([len(frames) for frames in whole])
+    per_frame = FBANK_PER_FRAME * search.model.encoder.config.output_downsampling_factor
+    for begin, end in itertools.pairwise(pack(lens.numpy() * per_frame / FBANK_HZ, batch_s)):
+        padded = pad_sequence(list(whole[begin:end]), batch_first=True)
+        yield from search.find(padded, lens[begin:end].to(padded.device))
 
-    Args:
+
+def _packed(windows: Sequence[Window], batch_s: float) -> Iterator[list[Window]]:
+    """Puts windows into batches in their order."""
+    seconds = np.array([window.num_frames / FBANK_HZ for window in windows])
+    for begin, end in itertools.pairwise(pack(seconds, batch_s)):
+        yield list(windows[begin:end])
+
+
+@torch.no_grad()
+def _encode(model: AsrModel, batch: Sequence[Window], fbank: Tensor, lens: Tensor) -> list[Tensor]:
+    """Returns what is kept of each window's frames, (T', D), from features (B, T, M)."""
+    device = next(model.parameters()).device
+    frames, frame_lens = model.encode(fbank.to(device), lens.to(device))
+    per_row = FBANK_PER_FRAME * model.encoder.config.output_downsampling_factor
+    return [
+        rows_of(own[:length], window.core, per_row)
+        for window, own, length in zip(batch, frames, frame_lens.tolist(), strict=True)
+    ]
+
+
+def _read(
+    recordings: Sequence[Recording],
+    batches: Sequence[Sequence[Window]],
+    num_mel_bins: int,
+    num_workers: int,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields the features of every batch, (B, T, M) float32, and their lengths (B,) int64."""
+    loader: DataLoader[Any] = DataLoader(
+        _Features(recordings, batches, Fbank(num_mel_bins=num_mel_bins)),
+        batch_size=None,
+        shuffle=False,
+        num_workers=min(num_workers, len(batches)),
+        generator=torch.Generator(),  # the global one is not ours to draw from
+    )
+    for features in loader:
+        if isinstance(features, SpearError):
+            raise features
+        yield features
+
+
+@dataclass(frozen=True)
+class _Features(Dataset[Any]):
+    """Features, computed in a worker; a user's error is returned: a raised one would lose its line.
+
+    Attributes:
         recordings: What can be read.
-        groups: Their numbers, batch by batch.
-        num_mel_bins: M, size of an fbank frame.
+        batches: Windows of them, batch by batch.
+        fbank: The filter bank.
     """
 
-    def __init__(
-        self, recordings: Sequence[Recording], groups: list[list[int]], num_mel_bins: int
-    ) -> None:
-        self.recordings = recordings
-        self.groups = groups
-        self.fbank = Fbank(num_mel_bins=num_mel_bins)
+    recordings: Sequence[Recording]
+    batches: Sequence[Sequence[Window]]
+    fbank: Fbank
 
     def __len__(self) -> int:
-        """Returns the number of batches."""
-        return len(self.groups)
+        return len(self.batches)
 
-    def __getitem__(self, batch: int) -> Any:
-        """Returns (numbers, fbank (B, T, M), lens (B,)), or the user's error in reading."""
+    def __getitem__(self, batch: int) -> tuple[Tensor, Tensor] | SpearError:
         try:
-            audio = [torch.from_numpy(self.recordings[i].read()) for i in self.groups[batch]]
+            parts = [w.fbank(self.recordings[w.number], self.fbank) for w in self.batches[batch]]
         except SpearError as error:
             return error
-        lens = torch.tensor([len(samples) for samples in audio])
-        padded = torch.nn.utils.rnn.pad_sequence(audio, batch_first=True)
-        return self.groups[batch], *self.fbank(padded, lens)
+        padded = pad_sequence(parts, batch_first=True, padding_value=LOG_EPS)
+        return padded, torch.tensor([len(part) for part in parts])

@@ -4,12 +4,12 @@ A token says when it begins, not when it ends: a word ends a little after its la
 where the next word begins.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from spear.asr.model import Transcript
-from spear.asr.tokenizer import UNKNOWN_PIECE, UNKNOWN_TEXT, WORD_BEGIN
+from spear.asr.tokenizer import WORD_BEGIN
 
 LAST_TOKEN_S = 0.2
 """Longest time that a word lasts after its last token began."""
@@ -17,6 +17,7 @@ MAX_LINE_CHARS = 84
 """Two lines of 42 characters, which subtitles keep to."""
 MAX_LINE_S = 6.0
 MAX_PAUSE_S = 1.0
+Join = Callable[[Sequence[str]], str]
 
 
 @dataclass(frozen=True)
@@ -31,17 +32,12 @@ class Word:
     """Seconds from the recording's start."""
 
 
-def join_tokens(tokens: Sequence[str]) -> str:
-    """Writes tokens as text."""
-    text = "".join(tokens).replace(WORD_BEGIN, " ").replace(UNKNOWN_PIECE, UNKNOWN_TEXT)
-    return " ".join(text.split())
-
-
-def words_of(transcript: Transcript, has_spaces: bool = True) -> list[Word]:
+def words_of(transcript: Transcript, join: Join, has_spaces: bool = True) -> list[Word]:
     """Groups tokens into words.
 
     Args:
         transcript: Tokens with the times at which they begin.
+        join: Writes tokens as text, as `Tokenizer.join` does.
         has_spaces: Whether the language has spaces between words; else every token is a word.
     """
     groups: list[list[tuple[str, float]]] = []
@@ -49,7 +45,7 @@ def words_of(transcript: Transcript, has_spaces: bool = True) -> list[Word]:
         if not groups or token.startswith(WORD_BEGIN) or not has_spaces:
             groups.append([])
         groups[-1].append((token, time))
-    words = [_word(group) for group in groups]
+    words = [_word(group, join) for group in groups]
     heard = [word for word in words if word.text]
     for number, following in enumerate(heard[1:]):
         word = heard[number]
@@ -57,10 +53,10 @@ def words_of(transcript: Transcript, has_spaces: bool = True) -> list[Word]:
     return heard
 
 
-def _word(group: Sequence[tuple[str, float]]) -> Word:
+def _word(group: Sequence[tuple[str, float]], join: Join) -> Word:
     # A separator by itself is no sound: the word begins with the first token that has text.
-    sounding = [time for token, time in group if join_tokens([token])] or [group[0][1]]
-    text = join_tokens([token for token, _ in group])
+    sounding = [time for token, time in group if join([token])] or [group[0][1]]
+    text = join([token for token, _ in group])
     return Word(text, sounding[0], round(sounding[-1] + LAST_TOKEN_S, 4))
 
 

@@ -1,7 +1,7 @@
 """`spear transcribe`: recordings of any kind and length in, text, JSON or subtitles out.
 
-Long recordings are cut into overlapping windows and the transcripts stitched (or, with a causal
-encoder and `streaming`, read from beginning to end), so memory does not depend on their length.
+Long recordings are encoded in windows (or, with a causal encoder and `streaming`, read from
+beginning to end), so memory grows by their frames alone, a third of a gigabyte an hour at most.
 Recordings that cannot be read are named; the others are transcribed before the command fails.
 """
 
@@ -9,20 +9,20 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from spear.asr.apply.long_recordings import WindowConfig, cut_windows, stitch
+from spear.asr.apply.long_recordings import WindowConfig
 from spear.asr.apply.recognize import recognize
 from spear.asr.apply.streaming_recognizer import StreamingRecognizer
 from spear.asr.apply.subtitles import as_json, as_srt, subtitle_lines, words_of
+from spear.asr.apply.utterances import from_file
 from spear.asr.loading import load_asr_model
 from spear.asr.model import AsrModel, Transcript
 from spear.asr.search.search import Search, SearchConfig
-from spear.asr.tokenizer import WORD_BEGIN
+from spear.asr.tokenizer import Tokenizer
 from spear.audio import SAMPLE_RATE_HZ, check_audio
 from spear.audio.io import AudioParts
 from spear.data.corpus.recordings import find_recordings
@@ -90,10 +90,9 @@ def run(config: TranscribeConfig) -> None:
     model = load_asr_model(config.model, config.weights, str(choose_device(config.device)))
     num_samples, bad = check_recordings(paths)
     good = {name: paths[name] for name in num_samples}
-    has_spaces = any(WORD_BEGIN in piece for piece in model.tokenizer.vocabulary)
     transcribe = _by_streaming if config.streaming else _by_windows
     for name, transcript in transcribe(model, good, num_samples, config):
-        content = format_transcript(paths[name], transcript, config.format, has_spaces)
+        content = format_transcript(paths[name], transcript, config.format, model.tokenizer)
         if config.out is not None:
             write_text(Path(config.out) / f"{name}{SUFFIXES[config.format]}", content)
         else:
@@ -130,19 +129,15 @@ def _by_windows(
     config: TranscribeConfig,
 ) -> Iterator[tuple[str, Transcript]]:
     """Yields the transcript of every recording by name; all windows share batches."""
-    windows = {
-        name: cut_windows(path, num_samples[name], config.windows) for name, path in paths.items()
-    }
     found = recognize(
         Search(model, config.search),
-        [window.recording() for own in windows.values() for window in own],
+        [from_file(path, num_samples[name]) for name, path in paths.items()],
         config.batch_s,
+        windows=config.windows,
         num_workers=config.num_workers,
         label="transcribe",
     )
-    best = (transcripts[0] for transcripts in found)
-    for name, own in windows.items():
-        yield name, stitch(own, list(islice(best, len(own))))
+    yield from zip(paths, (transcripts[0] for transcripts in found), strict=True)
 
 
 def _by_streaming(
@@ -166,12 +161,12 @@ def _by_streaming(
         yield name, recognizer.finish()
 
 
-def format_transcript(path: Path, transcript: Transcript, form: str, has_spaces: bool) -> str:
+def format_transcript(path: Path, transcript: Transcript, form: str, tokenizer: Tokenizer) -> str:
     """Writes a transcript as text (one line), JSON (one line) or subtitles."""
     if form == "text":
         return f"{transcript.text}\n"
-    words = words_of(transcript, has_spaces)
+    words = words_of(transcript, tokenizer.join, tokenizer.has_spaces)
     if form == "srt":
-        return as_srt(subtitle_lines(words, has_spaces))
+        return as_srt(subtitle_lines(words, tokenizer.has_spaces))
     content = {"file": str(path), **as_json(transcript, words)}
     return f"{json.dumps(content, ensure_ascii=False)}\n"

@@ -1,13 +1,13 @@
 """What there is to recognise: cuts of shards, audio files, arrays, each read when it is needed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
-from spear.audio import AUDIO_SUFFIXES, SAMPLE_RATE_HZ, check_audio, read_audio
+from spear.audio import SAMPLE_RATE_HZ, AudioParts
 from spear.data.index.shard_folder import ShardFolder
 from spear.errors import DataError
 
@@ -18,51 +18,38 @@ class Recording:
 
     id: str
     """Cut id, or path."""
-    duration_s: float
-    """Seconds."""
-    read: Callable[[], np.ndarray]
-    """Gives (S,) float32 at 16 kHz."""
+    num_samples: int
+    """Samples at 16 kHz."""
+    read: Callable[[int, int], np.ndarray]
+    """Gives the samples from one number up to another, (S,) float32 at 16 kHz."""
     text: str | None = None
     """What was said, where it is known."""
     speaker: str = ""
     """Who said it, where it is known."""
 
-
-def find_audio(paths: Sequence[str]) -> list[Path]:
-    """Lists audio files: those given, and those anywhere below the folders given.
-
-    Raises:
-        DataError: A path does not exist, or a folder holds no audio.
-    """
-    files: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_file():
-            files.append(path)
-        elif path.is_dir():
-            below = sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES)
-            if not below:
-                raise DataError(f"{path}: no audio file in this folder")
-            files.extend(below)
-        else:
-            raise DataError(f"{path}: no such audio file or folder")
-    return list(dict.fromkeys(files))
+    @property
+    def duration_s(self) -> float:
+        """Seconds."""
+        return self.num_samples / SAMPLE_RATE_HZ
 
 
 def from_shards(folder: ShardFolder) -> list[Recording]:
     """Lists the cuts of a shard folder."""
     return [
-        Recording(i.id, i.duration_s, _Cut(folder, i.index), i.text, i.speaker or "")
+        Recording(
+            i.id,
+            round(i.duration_s * SAMPLE_RATE_HZ),
+            _Cut(folder, i.index),
+            i.text,
+            i.speaker or "",
+        )
         for i in folder
     ]
 
 
-def from_file(path: Path) -> Recording:
-    """Checks an audio file to its end.
-
-    Raises:
-        AudioError: It cannot be decoded.
-    """
-    return Recording(str(path), check_audio(path).duration_s, _File(path))
+def from_file(path: Path, num_samples: int) -> Recording:
+    """Takes an audio file of so many samples at 16 kHz."""
+    return Recording(str(path), num_samples, _File(path))
 
 
 def from_array(number: int, audio: np.ndarray | Tensor) -> Recording:
@@ -78,7 +65,7 @@ def from_array(number: int, audio: np.ndarray | Tensor) -> Recording:
             "one channel (S,) of floats in [-1, 1]: divide int16 by 32768, average channels"
         )
     samples = np.ascontiguousarray(samples, dtype=np.float32)
-    return Recording(str(number), len(samples) / SAMPLE_RATE_HZ, _Array(samples))
+    return Recording(str(number), len(samples), _Array(samples))
 
 
 # Classes, not closures: a worker that is spawned gets its recordings pickled.
@@ -89,21 +76,22 @@ class _Cut:
     folder: ShardFolder
     index: int
 
-    def __call__(self) -> np.ndarray:
-        return self.folder.audio(self.index)
+    def __call__(self, start: int, end: int) -> np.ndarray:
+        return self.folder.audio(self.index)[start:end]
 
 
 @dataclass(frozen=True)
 class _File:
     path: Path
 
-    def __call__(self) -> np.ndarray:
-        return read_audio(self.path)
+    def __call__(self, start: int, end: int) -> np.ndarray:
+        with AudioParts(self.path) as parts:
+            return parts.read(start, end)
 
 
 @dataclass(frozen=True)
 class _Array:
     samples: np.ndarray
 
-    def __call__(self) -> np.ndarray:
-        return self.samples
+    def __call__(self, start: int, end: int) -> np.ndarray:
+        return self.samples[start:end]

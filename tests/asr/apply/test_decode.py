@@ -6,18 +6,17 @@ import shutil
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 
 from spear.asr.apply.decode import DecodeConfig, run
 from spear.asr.apply.recognize import transcribe
-from spear.asr.apply.utterances import find_audio
 from spear.asr.loading import load_asr_model
 from spear.asr.model import AsrModel
 from spear.asr.search.search import SearchConfig
 from spear.asr.tokenizer import Tokenizer, TokenizerConfig
 from spear.audio import Fbank
-from spear.errors import AudioError, CheckpointError, ConfigError, DataError
+from spear.cli import main
+from spear.errors import CheckpointError, ConfigError, DataError
 
 
 @pytest.fixture(scope="module")
@@ -122,19 +121,11 @@ def test_wrong_arrays_are_refused(model):
             transcribe(model, [bad])
 
 
-def test_audio_files_and_folders(trained_run, sing, tmp_path):
-    folder = tmp_path / "my recordings"
-    (folder / "deep").mkdir(parents=True)
-    soundfile.write(folder / "a.wav", sing("DA", seed=1), 16000)
-    soundfile.write(folder / "deep" / "b.flac", sing("AB CD", seed=0), 16000)
-    (folder / "notes.txt").write_text("no audio")
-    run(DecodeConfig(str(trained_run), audio=[str(folder)], output_dir=str(tmp_path / "out")))
-    assert (tmp_path / "out" / "recogs-audio.txt").read_text().splitlines() == [
-        f"{folder / 'a.wav'}:\thyp=DA",
-        f"{folder / 'deep' / 'b.flac'}:\thyp=AB CD",
-    ]
-    assert not (tmp_path / "out" / "wer-audio.txt").exists()
-    assert json.loads((tmp_path / "out" / "summary.json").read_text())["wer"] is None
+def test_recordings_are_for_another_command(trained_run, capsys):
+    assert main(["decode", "--run_dir", str(trained_run), "--audio", "talk.wav"]) == 2
+    assert "unknown key audio; `spear transcribe --model" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"nothing to decode: .*`spear transcribe`"):
+        run(DecodeConfig(str(trained_run)))
 
 
 def test_shards_without_transcripts_are_recognised_but_not_scored(
@@ -159,9 +150,7 @@ def test_partly_transcribed_shards_score_what_can_be_scored(
 def test_what_cannot_be_decoded_is_named(trained_run, tone_shards, sing, tmp_path):
     nowhere = str(tmp_path / "nowhere")
     cases = [
-        (DecodeConfig(str(trained_run)), ConfigError, "nothing to decode"),
         (DecodeConfig(str(trained_run), [nowhere]), DataError, "nowhere: no such shard folder"),
-        (DecodeConfig(str(trained_run), audio=[nowhere]), DataError, "no such audio file"),
         (DecodeConfig(nowhere, [str(tone_shards)]), CheckpointError, "no run folder"),
         (DecodeConfig(str(tmp_path), [str(tone_shards)]), CheckpointError, "no checkpoints"),
         (DecodeConfig(str(trained_run), [str(tone_shards)] * 2), ConfigError, "two shard folders"),
@@ -185,16 +174,6 @@ def test_impossible_limits_are_refused():
     for name in ("batch_s", "max_recording_s"):
         with pytest.raises(ConfigError, match=f"{name} is 0"):
             DecodeConfig("run", **{name: 0})
-
-
-def test_empty_folders_and_truncated_files_are_named(trained_run, sing, tmp_path):
-    with pytest.raises(DataError, match="no audio file"):
-        find_audio([str(tmp_path)])
-    path = tmp_path / "cut.wav"
-    soundfile.write(path, sing("ABCD"), 16000)
-    path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(AudioError, match=r"cut\.wav: truncated"):
-        run(DecodeConfig(str(trained_run), audio=[str(path)], output_dir=str(tmp_path / "out")))
 
 
 def test_a_run_of_another_tokenizer_is_refused(trained_run, tone_shards, tmp_path):

@@ -8,7 +8,6 @@ from spear.asr.apply.subtitles import (
     Word,
     as_json,
     as_srt,
-    join_tokens,
     subtitle_lines,
     words_of,
 )
@@ -18,22 +17,21 @@ CHARS = Transcript("AB C", ["A", "B", "▁", "C"], [0.1, 0.2, 0.3, 0.5])
 PIECES = Transcript("ABC D", ["▁AB", "C", "▁D"], [0.1, 0.15, 0.3])
 
 
+def join(tokens):
+    return "".join(tokens).replace("▁", " ").strip()
+
+
 def test_tokens_become_words_with_times():
-    assert words_of(CHARS) == [Word("AB", 0.1, 0.4), Word("C", 0.5, 0.7)]
-    assert words_of(PIECES) == [Word("ABC", 0.1, 0.3), Word("D", 0.3, 0.5)]
-    assert words_of(Transcript("", [], [])) == []
+    assert words_of(CHARS, join) == [Word("AB", 0.1, 0.4), Word("C", 0.5, 0.7)]
+    assert words_of(PIECES, join) == [Word("ABC", 0.1, 0.3), Word("D", 0.3, 0.5)]
+    assert words_of(Transcript("", [], []), join) == []
 
 
 def test_without_spaces_every_token_is_a_word():
     chinese = Transcript("你好", ["你", "好"], [0.1, 0.2])
-    words = words_of(chinese, has_spaces=False)
+    words = words_of(chinese, join, has_spaces=False)
     assert [word.text for word in words] == ["你", "好"]
     assert subtitle_lines(words, has_spaces=False) == [Word("你好", 0.1, 0.4)]
-
-
-def test_text_of_tokens():
-    assert join_tokens(["▁AB", "C", "▁", "▁D"]) == "ABC D"
-    assert join_tokens(["A", "<unk>"]) == "A\N{REPLACEMENT CHARACTER}"
 
 
 def test_lines_break_at_pauses_and_before_they_are_too_long():
@@ -57,6 +55,6 @@ def test_subrip():
 
 
 def test_json_has_text_and_words():
-    content = as_json(PIECES, words_of(PIECES))
+    content = as_json(PIECES, words_of(PIECES, join))
     assert content["text"] == "ABC D"
     assert content["words"][1] == {"word": "D", "start_s": 0.3, "end_s": 0.5}

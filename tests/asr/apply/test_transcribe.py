@@ -2,14 +2,11 @@
 
 import json
 
-import numpy as np
 import pytest
 import soundfile
 import torch
 
-from spear.asr.apply.long_recordings import WindowConfig, cut_windows
 from spear.asr.apply.recognize import transcribe
-from spear.asr.apply.scoring import character_errors
 from spear.asr.apply.streaming_recognizer import StreamingRecognizer
 from spear.asr.apply.transcribe_files import TranscribeConfig, run
 from spear.asr.loading import load_asr_model
@@ -54,24 +51,6 @@ def test_json_and_subtitles_in_a_folder(trained_run, recordings, tmp_path, monke
     assert 0 < first["start_s"] < first["end_s"] <= second["start_s"] < 1.2
     srt = (tmp_path / "out" / "in" / "a.srt").read_text().splitlines()
     assert srt[0] == "1" and " --> " in srt[1] and srt[2] == "DA"
-
-
-def test_a_long_recording_in_windows_has_the_text_of_one_pass(trained_run, sing, tmp_path, capsys):
-    texts = ["DA", "AB CD", "CCD"] * 4
-    parts = [sing(text, seed=i % 3) for i, text in enumerate(texts)]
-    gap = 0.003 * np.random.default_rng(0).standard_normal(6400)
-    audio = np.concatenate([part for one in parts for part in (one, gap)]).astype(np.float32)
-    soundfile.write(tmp_path / "long.wav", audio, 16000)
-    path = str(tmp_path / "long.wav")
-    run(TranscribeConfig(str(trained_run), [path], windows=WindowConfig(1e4, 1.0)))
-    whole = capsys.readouterr().out
-    run(TranscribeConfig(str(trained_run), [path], windows=WindowConfig(4.0, 1.6)))
-    stitched = capsys.readouterr().out
-    num_windows = len(cut_windows(tmp_path, len(audio), WindowConfig(4.0, 1.6)))
-    # What the model hears depends a little on how much it sees; twice or not at all is nothing.
-    assert num_windows >= 4
-    assert len(whole) > 40
-    assert character_errors(whole, stitched).num_errors <= num_windows / 2
 
 
 def test_beam_search_is_an_option(trained_run, sing, tone_texts):
