@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import sentencepiece
 import torch
+from lhotse import Recording
+from lhotse.shar import SharWriter
 from torch import Tensor
 
 from spear.asr.apply.decode import DecodeConfig
@@ -160,7 +162,12 @@ def test_commands_take_a_recogniser_without_its_run(bpe_model: Path, tmp_path: P
     write_recognizer(make_model(bpe_model, "ctc"), folder, {"weights": "last"})
     assert json.loads((folder / "spear_export.json").read_text())["weights"] == "last"
     soundfile.write(tmp_path / "a.wav", 0.1 * np.ones(16000), 16000)
-    decode(DecodeConfig(str(folder), audio=[str(tmp_path / "a.wav")], device="cpu"))
+    (tmp_path / "shards").mkdir()
+    with SharWriter(str(tmp_path / "shards"), fields={"recording": "flac"}) as writer:
+        cut = Recording.from_file(tmp_path / "a.wav").to_cut()
+        cut.custom = {"domain": "speech"}
+        writer.write(cut)
+    decode(DecodeConfig(str(folder), [str(tmp_path / "shards")], device="cpu"))
     summary = json.loads((folder / "decode" / "summary.json").read_text())
     assert summary["weights"] == "its own"
 
