@@ -57,7 +57,7 @@ class Side:
             parameter.grad = grad
         with contextlib.ExitStack() as stack:
             if not self.has_numba:
-                stack.enter_context(mock.patch("spear.optim.active.is_installed", lambda: False))
+                stack.enter_context(mock.patch("spear.optim.group.is_installed", lambda: False))
             started, cpu_started = time.perf_counter(), time.process_time()
             self.optimizer.step()
             self.seconds.append(time.perf_counter() - started)

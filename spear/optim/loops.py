@@ -9,7 +9,6 @@ order: the number of threads changes no bit.
 `spear.optim.stack` says the same in tensor operations.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numba
@@ -19,9 +18,10 @@ from llvmlite import ir
 from numba.extending import intrinsic
 from torch import Tensor
 
+from spear.optim.shards import local
 from spear.optim.sizes import Coefficients
-from spear.optim.stack import ParameterStack
-from spear.system.numba_functions import compiled, enter_threads
+from spear.optim.stack import Moments
+from spear.system.numba_functions import compiled, compiled_for_threads
 
 _BLOCK = 1 << 14
 """Elements that one thread takes at a time."""
@@ -43,10 +43,10 @@ def _floats_at(typing_context: Any, address: Any) -> Any:
 
 
 @compiled(inline="always")
-def _view(address: Any, start: Any, size: Any) -> Any:
-    """Returns `size` float32 numbers from number `start` after an address."""
-    numbers: Any = _floats_at(address + 4 * start)  # type: ignore[call-arg]
-    return numba.carray(numbers, (size,))
+def _view(addresses: Any, block: Any) -> Any:
+    """Returns the float32 numbers of a block (tensor, first, size); addresses are of tensors."""
+    numbers: Any = _floats_at(addresses[block[0]] + 4 * block[1])  # type: ignore[call-arg]
+    return numba.carray(numbers, (block[2],))
 
 
 @compiled(**_SUM_OPTIONS)
@@ -60,15 +60,16 @@ def _add_up(p: Any, g: Any, sums: Any) -> None:
 
 
 @compiled(**_OPTIONS)
-def _update(elements: Any, own: Any, shared: Any) -> None:
+def _update(values: Any, state: Any, own: Any, shared: Any) -> None:
     """Does one step of the elements of a block.
 
     Args:
-        elements: Parameter, gradient, mean squared gradient and momentum, (size,) each.
+        values: Parameter and gradient, (size,) each.
+        state: Mean squared gradient and momentum, (size,) each.
         own: (4,) float32: the fields of `Coefficients`.
         shared: (6,) float32: clipping factor, the betas and 1 minus these, eps.
     """
-    p, g, v, d = elements
+    (p, g), (v, d) = values, state
     correction, rate, growth, limit = own[0], own[1], own[2], own[3]
     factor, eps = shared[0], shared[5]
     beta1, beta2, rest1, rest2 = shared[1], shared[2], shared[3], shared[4]
@@ -83,122 +84,76 @@ def _update(elements: Any, own: Any, shared: Any) -> None:
         p[i] = min(max(moved, -limit), limit)
 
 
-@compiled()
-def _sum_block(tables: Any, block: Any, sums: Any) -> None:
-    row, start, size = block
-    _add_up(_view(tables[0, row], start, size), _view(tables[1, row], start, size), sums)
-
-
-@compiled()
-def _update_block(tables: Any, block: Any, own: Any, shared: Any) -> None:
-    row, start, size = block
-    elements = (
-        _view(tables[0, row], start, size),
-        _view(tables[1, row], start, size),
-        _view(tables[2, row], start, size),
-        _view(tables[3, row], start, size),
-    )
-    _update(elements, own[row], shared)
-
-
-@compiled()
-def _sum_all(tables: Any, blocks: Any, sums: Any) -> None:
-    for i in range(blocks.shape[0]):
-        _sum_block(tables, blocks[i], sums[i])
-
-
-@compiled(parallel=True)
-def _sum_all_threaded(tables: Any, blocks: Any, sums: Any) -> None:
+@compiled_for_threads(_MIN_ELEMENTS)
+def _add_up_blocks(tables: Any, blocks: Any, sums: Any) -> None:
     for i in numba.prange(blocks.shape[0]):
-        _sum_block(tables, blocks[i], sums[i])
+        _add_up(_view(tables[0], blocks[i]), _view(tables[1], blocks[i]), sums[i])
 
 
-@compiled()
-def _update_all(tables: Any, blocks: Any, own: Any, shared: Any) -> None:
-    for i in range(blocks.shape[0]):
-        _update_block(tables, blocks[i], own, shared)
-
-
-@compiled(parallel=True)
-def _update_all_threaded(tables: Any, blocks: Any, own: Any, shared: Any) -> None:
+@compiled_for_threads(_MIN_ELEMENTS)
+def _update_blocks(tables: Any, blocks: Any, own: Any, shared: Any) -> None:
     for i in numba.prange(blocks.shape[0]):
-        _update_block(tables, blocks[i], own, shared)
+        values = _view(tables[0], blocks[i]), _view(tables[1], blocks[i])
+        state = _view(tables[2], blocks[i]), _view(tables[3], blocks[i])
+        _update(values, state, own[blocks[i, 0]], shared)
 
 
-class StackLoops:
-    """Both passes over all elements of some stacks.
+def fits(parameter: Tensor) -> bool:
+    """Tells whether the loops can update a parameter: float32 on a CPU, in one piece, not empty."""
+    own = local(parameter)
+    is_plain = own.device.type == "cpu" and own.dtype == torch.float32
+    return is_plain and own.is_contiguous() and own.numel() > 0
+
+
+class CompiledPasses:
+    """Both passes over the elements of some parameters, of sharded ones over this process's part.
 
     Args:
-        stacks: `fits` is true of each.
+        rows: Place of each parameter in the vectors of its group.
+        parameters: These; `fits` is true of each.
+        moments: Theirs, changed in place.
     """
 
-    def __init__(self, stacks: Sequence[ParameterStack]) -> None:
-        self.stacks = stacks
-        self.rows = torch.tensor([row for stack in stacks for row in stack.rows])
-        sizes = [stack.delta[0].numel() for stack in stacks for _ in stack.rows]
+    def __init__(self, rows: list[int], parameters: list[Tensor], moments: list[Moments]) -> None:
+        self.parameters = parameters
+        self._squares = [each.exp_avg_sq for each in moments]
+        self._deltas = [each.delta for each in moments]
+        self._rows = torch.tensor(rows)
         blocks = [
-            (row, start, min(_BLOCK, size - start))
-            for row, size in enumerate(sizes)
-            for start in range(0, size, _BLOCK)
+            (place, first, min(_BLOCK, delta.numel() - first))
+            for place, delta in enumerate(self._deltas)
+            for first in range(0, delta.numel(), _BLOCK)
         ]
-        self.num_elements = sum(sizes)
+        self._num_elements = sum(size for _, _, size in blocks)
         self._blocks = np.array(blocks, dtype=np.int64)
         self._first_blocks = np.flatnonzero(self._blocks[:, 1] == 0)
-        self._state_table = _addresses(
-            [
-                [row for stack in stacks for row in stack.exp_avg_sq],
-                [row for stack in stacks for row in stack.delta],
-            ]
-        )
-
-    @staticmethod
-    def fits(stack: ParameterStack) -> bool:
-        """Tells whether a stack is of float32 on a CPU, each parameter in one piece."""
-        return all(
-            value.device.type == "cpu" and value.dtype == torch.float32 and value.is_contiguous()
-            for value in stack.locals()
-        )
 
     def add_sums(self, sums: Tensor) -> None:
         """Adds the sums of g^2, p g and p^2 of each parameter to its row of (N, 3) float64."""
         partial = np.empty((len(self._blocks), 3), dtype=np.float32)
-        gradients = self._gradients()
-        run = _sum_all_threaded if self._has_threads() else _sum_all
-        run(_addresses([self._values(), gradients]), self._blocks, partial)
+        tensors = self._values_and_gradients()
+        _add_up_blocks(self._num_elements, _addresses(*tensors), self._blocks, partial)
         totals = np.add.reduceat(partial.astype(np.float64), self._first_blocks, axis=0)
-        sums.index_add_(0, self.rows, torch.from_numpy(totals))
+        sums.index_add_(0, self._rows, torch.from_numpy(totals))
 
-    def update(
-        self,
-        coefficients: Coefficients,
-        factor: Tensor,
-        is_good: Tensor,
-        betas: tuple[float, float],
-        eps: float,
-    ) -> None:
+    def update(self, coefficients: Coefficients, options: dict[str, Any]) -> None:
         """Does one step; see `ParameterStack.update`."""
-        if not is_good.numpy():  # it lies in this memory already: nobody waits for it
+        if not coefficients.is_good.numpy():  # it lies in this memory: nobody waits for it
             return
-        numbers = vars(coefficients).values()
-        own = torch.stack(list(numbers), dim=1).index_select(0, self.rows).numpy()
+        own = torch.stack(coefficients.of(self._rows), dim=1).numpy()
+        betas = options["betas"]
         rests = [1 - beta for beta in betas]
-        shared = np.array([factor.numpy(), *betas, *rests, eps], dtype=np.float32)
-        gradients = self._gradients()
-        tables = np.concatenate([_addresses([self._values(), gradients]), self._state_table])
-        run = _update_all_threaded if self._has_threads() else _update_all
-        run(tables, self._blocks, own, shared)
+        factor = coefficients.factor.numpy()
+        shared = np.array([factor, *betas, *rests, options["eps"]], dtype=np.float32)
+        tensors = *self._values_and_gradients(), self._squares, self._deltas
+        _update_blocks(self._num_elements, _addresses(*tensors), self._blocks, own, shared)
 
-    def _values(self) -> list[Tensor]:
-        return [value for stack in self.stacks for value in stack.locals()]
-
-    def _gradients(self) -> list[Tensor]:
-        """Returns the gradients in the order of memory of the parameters; mostly as they are."""
-        return [grad.contiguous() for stack in self.stacks for grad in stack.gradients()]
-
-    def _has_threads(self) -> bool:
-        return enter_threads(self.num_elements, _MIN_ELEMENTS)
+    def _values_and_gradients(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Returns both, alike in memory; gradients mostly are so as they are."""
+        values = [local(parameter) for parameter in self.parameters]
+        return values, [local(parameter.grad).contiguous() for parameter in self.parameters]
 
 
-def _addresses(tensors: list[list[Tensor]]) -> Any:
-    """Returns where the first elements of tensors lie, int64, in the form of the argument."""
+def _addresses(*tensors: list[Tensor]) -> Any:
+    """Returns where the first elements of lists of tensors lie, (lists, tensors) int64."""
     return np.array([[tensor.data_ptr() for tensor in row] for row in tensors], dtype=np.int64)

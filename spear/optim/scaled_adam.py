@@ -8,23 +8,21 @@ section 3.5), agreeing with it number by number.
 The state belongs to each parameter by its name and begins at the first step in which the parameter
 has a gradient: a parameter that was frozen starts as fresh as it would have in a new run.
 
-A step is two passes over the elements: three sums of each tensor (`add_sums`), which give norms,
-clipping and sizes, all of them small; then the update. Parameters may be shards (FSDP2), and then
-the sums of all are added up over the processes in one message.
+A step is two passes over the elements: three sums of each tensor, which give norms, clipping
+(`clipping`) and sizes (`sizes`), all of them a few numbers per tensor; then the update. Both passes
+exist twice: `stack` in torch's operations, `loops` compiled for CPUs. Parameters may be shards
+(FSDP2, `shards`); the sums of all are then added up over the processes in one message.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import compress
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from spear.optim.active import ActiveParameters
-from spear.optim.clipping import MedianClipper
-from spear.optim.shards import RowSums, local
-from spear.optim.state import ParameterState
+from spear.optim.group import GroupState
+from spear.optim.shards import add_up, shard_groups
 
 NamedParameter: TypeAlias = tuple[str, Tensor]
 
@@ -83,14 +81,11 @@ class ScaledAdam(Optimizer):
         _check_options(defaults)
         super().__init__(_named_groups(list(params), lr), defaults)
         _check_names([name for group in self.param_groups for name in group["names"]])
-        self._clippers = [_new_clipper(group) for group in self.param_groups]
-        self._forget_layout()
-        self._resting: dict[str, ParameterState] = {}
-        devices = [local(group["params"][0]).device for group in self.param_groups]
-        self._norms = [torch.zeros((), device=device) for device in devices]
-        self._factors = [torch.ones((), device=device) for device in devices]
-        self._plain_norm = torch.zeros((), device=devices[0])
-        self._happened = torch.ones((), dtype=torch.bool, device=devices[0])
+        self._groups = [GroupState(group) for group in self.param_groups]
+        self._shard_groups = shard_groups([p for group in self._groups for p in group.parameters])
+        device = self._groups[0].device
+        self._plain_norm = torch.zeros((), device=device)
+        self._happened = torch.ones((), dtype=torch.bool, device=device)
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -113,29 +108,27 @@ class ScaledAdam(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        indexes = [index for index in range(len(self.param_groups)) if self._lay_out(index)]
-        if not indexes:
+        for group in self._groups:
+            group.lay_out()
+        if not any(group.is_active for group in self._groups):
             return loss
-        sums = self._global_sums(indexes)
-        for index, own in zip(indexes, sums, strict=True):
-            self._norms[index] = self._laid_out(index).sizes.grad_norm(
-                own, self.param_groups[index]
-            )
-        good = torch.stack([self._norms[index] for index in indexes]).isfinite().all()
-        if is_good is not None:
-            good = good & is_good
-        self._happened = good
-        self._plain_norm = torch.cat(list(sums))[:, 0].sum().sqrt().float()
-        for index, own in zip(indexes, sums, strict=True):
-            factor = self._clippers[index].scale(self._norms[index], good)
-            self._laid_out(index).update(own, factor, good, self.param_groups[index])
-            self._factors[index] = factor
+        table = torch.cat([group.sums() for group in self._groups])
+        add_up(table, self._shard_groups)
+        sums = table.split([len(group.parameters) for group in self._groups])
+        active = [pair for pair in zip(self._groups, sums, strict=True) if pair[0].is_active]
+        for group, own in active:
+            group.norm = group.sizes.grad_norm(own, group.options)
+        good = torch.stack([group.norm for group, _ in active]).isfinite().all()
+        self._happened = good if is_good is None else good & is_good
+        self._plain_norm = table[:, 0].sum().sqrt().float()
+        for group, own in active:
+            group.update(own, self._happened)
         return loss
 
     @property
     def grad_norm_tensor(self) -> Tensor:
         """() float32: norm of the last step's gradient, each tensor scaled by its own size."""
-        return torch.stack(self._norms).square().sum().sqrt()
+        return torch.stack([group.norm for group in self._groups]).square().sum().sqrt()
 
     @property
     def plain_grad_norm_tensor(self) -> Tensor:
@@ -150,12 +143,12 @@ class ScaledAdam(Optimizer):
     @property
     def clip_factor_tensor(self) -> Tensor:
         """() float32: the smallest factor that a group's last gradient was scaled with."""
-        return torch.stack(self._factors).min()
+        return torch.stack([group.factor for group in self._groups]).min()
 
     @property
     def clipped_fraction_tensor(self) -> Tensor:
         """() float32: share of clipped steps since the last threshold, of the worst group."""
-        return torch.stack([clipper.clipped_fraction for clipper in self._clippers]).max()
+        return torch.stack([group.clipper.clipped_fraction for group in self._groups]).max()
 
     def state_dict(self) -> dict[str, Any]:
         """Returns plain dicts, numbers and tensors; `torch.load(weights_only=True)` reads them.
@@ -163,12 +156,12 @@ class ScaledAdam(Optimizer):
         Of sharded parameters the two large tensors are DTensors. After `load_state_dict` the same
         gradients give the same bits as without the break.
         """
-        parameters = self._parameters()
+        parameters: dict[str, Any] = {}
+        for group in self._groups:
+            parameters |= group.state_dict()
         return {
-            "parameters": {
-                name: state.to_dict(parameters[name]) for name, state in self._states().items()
-            },
-            "clipping": [clipper.state_dict() for clipper in self._clippers],
+            "parameters": parameters,
+            "clipping": [group.clipper.state_dict() for group in self._groups],
             "lrs": [group["lr"] for group in self.param_groups],
         }
 
@@ -178,79 +171,13 @@ class ScaledAdam(Optimizer):
         Raises:
             ValueError: A name is unknown here, a shape differs, or the number of groups does.
         """
-        parameters = self._parameters()
-        _check_loadable(state_dict, parameters, len(self.param_groups))
-        self._resting = {
-            name: ParameterState.from_dict(state, parameters[name])
-            for name, state in state_dict["parameters"].items()
-        }
-        self._forget_layout()
-        for clipper, state in zip(self._clippers, state_dict["clipping"], strict=True):
-            clipper.load_state_dict(state)
-        for group, lr in zip(self.param_groups, state_dict["lrs"], strict=True):
-            group["lr"] = lr
-
-    def _parameters(self) -> dict[str, Tensor]:
-        """Returns all parameters by their names."""
-        return {
-            name: parameter
-            for group in self.param_groups
-            for name, parameter in zip(group["names"], group["params"], strict=True)
-        }
-
-    def _forget_layout(self) -> None:
-        """Lets every group be laid out anew at the next step."""
-        self._active: list[list[bool]] = [[] for _ in self.param_groups]
-        self._groups: list[ActiveParameters | None] = [None for _ in self.param_groups]
-        self._reduce: RowSums | None = None
-        self._reduced: list[int] = []
-
-    def _lay_out(self, index: int) -> bool:
-        """Lays out those parameters of a group that take part in this step; tells whether any do.
-
-        When a parameter takes part for the first time, past norms say nothing about the new sum:
-        the group's clipping begins anew too, as in a fresh run.
-        """
-        group = self.param_groups[index]
-        active = [p.requires_grad and p.grad is not None for p in group["params"]]
-        if active == self._active[index] or not any(active):
-            return any(active)
-        laid_out = self._groups[index]
-        if laid_out is not None:
-            self._resting.update(laid_out.states())
-        period = group["size_update_period"]
-        names = list(compress(group["names"], active))
-        parameters = list(compress(group["params"], active))
-        if not self._resting.keys() >= set(names):
-            self._clippers[index] = _new_clipper(group)
-        states = []
-        for name, parameter in zip(names, parameters, strict=True):
-            resting = self._resting.pop(name, None)
-            states.append(resting or ParameterState.start(parameter, period))
-        self._groups[index] = ActiveParameters(names, parameters, states, period)
-        self._active[index] = active
-        self._reduce = None
-        return True
-
-    def _laid_out(self, index: int) -> ActiveParameters:
-        group = self._groups[index]
-        assert group is not None
-        return group
-
-    def _global_sums(self, indexes: list[int]) -> Sequence[Tensor]:
-        """Returns the groups' sums over all processes; sharded parameters take one message."""
-        groups = [self._laid_out(index) for index in indexes]
-        if self._reduce is None or self._reduced != indexes:
-            self._reduce = RowSums([p for group in groups for p in group.parameters])
-            self._reduced = indexes
-        table = self._reduce(torch.cat([group.sums() for group in groups]))
-        return table.split([len(group.names) for group in groups])
-
-    def _states(self) -> dict[str, ParameterState]:
-        states = dict(self._resting)
-        for group in self._groups:
-            states.update({} if group is None else group.states())
-        return states
+        _check_loadable(state_dict, self._groups)
+        for group, clipping, lr in zip(
+            self._groups, state_dict["clipping"], state_dict["lrs"], strict=True
+        ):
+            group.load_state_dict(state_dict["parameters"])
+            group.clipper.load_state_dict(clipping)
+            group.options["lr"] = lr
 
 
 def _named_groups(params: Sequence[Any], lr: float) -> list[dict[str, Any]]:
@@ -276,12 +203,6 @@ def _named_groups(params: Sequence[Any], lr: float) -> list[dict[str, Any]]:
     return groups
 
 
-def _new_clipper(group: dict[str, Any]) -> MedianClipper:
-    return MedianClipper(
-        group["clipping_scale"], group["clipping_update_period"], local(group["params"][0]).device
-    )
-
-
 def _check_options(options: dict[str, Any]) -> None:
     beta1, beta2 = options["betas"]
     if not (0.0 <= beta1 < 1.0 and 0.0 < beta2 < 1.0):
@@ -297,16 +218,21 @@ def _check_names(names: list[str]) -> None:
         raise ValueError(f"two parameters have the same name: {', '.join(doubled[:5])}")
 
 
-def _check_loadable(state: dict[str, Any], parameters: dict[str, Tensor], num_groups: int) -> None:
-    if len(state["clipping"]) != num_groups:
+def _check_loadable(state: dict[str, Any], groups: Sequence[GroupState]) -> None:
+    if len(state["clipping"]) != len(groups):
         raise ValueError(
-            f"the saved optimiser has {len(state['clipping'])} groups, this one {num_groups}"
+            f"the saved optimiser has {len(state['clipping'])} groups, this one {len(groups)}"
         )
+    shapes = {
+        name: parameter.shape
+        for group in groups
+        for name, parameter in zip(group.options["names"], group.parameters, strict=True)
+    }
     for name, saved in state["parameters"].items():
-        if name not in parameters:
+        if name not in shapes:
             raise ValueError(f"the saved optimiser has a parameter {name!r} that is not here")
-        if saved["delta"].shape != parameters[name].shape:
+        if saved["delta"].shape != shapes[name]:
             raise ValueError(
                 f"the saved state of {name!r} has shape {tuple(saved['delta'].shape)}, "
-                f"the parameter {tuple(parameters[name].shape)}"
+                f"the parameter {tuple(shapes[name])}"
             )

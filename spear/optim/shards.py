@@ -56,37 +56,31 @@ def local_part(whole: Tensor, parameter: Any) -> Tensor:
     return local(placed)
 
 
-class RowSums:
-    """Adds up a table over processes; a row belongs to a parameter.
-
-    Rows of parameters that every process holds whole stay as they are. Parameters that are spread
-    over the same processes, as all of a model are, take one message.
+def shard_groups(parameters: Sequence[Any]) -> list[tuple[dist.ProcessGroup, Tensor]]:
+    """Returns the groups of processes over which parameters are spread, mostly one or none.
 
     Args:
-        parameters: One per row; the same, in the same order, on every process.
+        parameters: The same, in the same order, on every process.
+
+    Returns:
+        Each group with the places, (n,) int64, of its parameters.
     """
-
-    def __init__(self, parameters: Sequence[Any]) -> None:
-        rows: dict[dist.ProcessGroup, list[int]] = {}
-        for row, parameter in enumerate(parameters):
-            for group in _shard_groups(parameter):
-                rows.setdefault(group, []).append(row)
-        device = local(parameters[0]).device
-        self._parts = [(g, torch.tensor(r, device=device)) for g, r in rows.items()]
-
-    def __call__(self, table: Tensor) -> Tensor:
-        """Returns the sums of the tables (n, ...) of all processes; `table` is overwritten."""
-        for group, rows in self._parts:
-            part = table.index_select(0, rows)
-            dist.all_reduce(part, group=group)
-            table.index_copy_(0, rows, part)
-        return table
+    places: dict[dist.ProcessGroup, list[int]] = {}
+    for place, parameter in enumerate(parameters):
+        for dim, placement in enumerate(getattr(parameter, "placements", ())):
+            if placement.is_shard():
+                places.setdefault(parameter.device_mesh.get_group(dim), []).append(place)
+    device = local(parameters[0]).device
+    return [(group, torch.tensor(own, device=device)) for group, own in places.items()]
 
 
-def _shard_groups(parameter: Any) -> list[Any]:
-    """Returns the groups of processes over which a parameter is spread."""
-    if not is_sharded(parameter):
-        return []
-    mesh = parameter.device_mesh
-    placements = enumerate(parameter.placements)
-    return [mesh.get_group(dim) for dim, placement in placements if placement.is_shard()]
+def add_up(table: Tensor, groups: Sequence[tuple[dist.ProcessGroup, Tensor]]) -> None:
+    """Adds up a table (n, ...) over processes, in place: a row for each parameter.
+
+    Rows of parameters that every process holds whole stay as they are; the others take one message
+    for each of the `shard_groups`.
+    """
+    for group, places in groups:
+        part = table.index_select(0, places)
+        dist.all_reduce(part, group=group)
+        table.index_copy_(0, places, part)

@@ -10,32 +10,41 @@ Ages are tensors too. A step that does not happen therefore leaves no trace, and
 the device whether it did.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 
-@dataclass
-class Coefficients:
-    """What the update of each of n tensors is made with; all (n,) float32.
+class Coefficients(NamedTuple):
+    """What the update of each of n tensors is made with; the first four (n,) float32.
 
-    With clipped gradient g, mean square v and momentum d of an element of parameter p:
+    With gradient g, mean square v and momentum d of an element of parameter p:
 
+        g = factor g
         v = beta2 v + (1 - beta2) g^2
         d = beta1 d + (1 - beta1) (rate g / (sqrt(v correction) + eps) + growth p)
         p = clamp(p + d, -limit, limit)
+
+    Attributes:
+        correction: Bias correction of v.
+        rate: Minus the learning rate, times the tensor's size.
+        growth: Relative change of the size; mostly 0.
+        limit: Largest absolute value; infinite but for tensors of one element.
+        factor: () float32, by which gradients are clipped.
+        is_good: () bool; where False, nothing changes.
     """
 
     correction: Tensor
-    """Bias correction of v."""
     rate: Tensor
-    """Minus the learning rate, times the tensor's size."""
     growth: Tensor
-    """Relative change of the size; mostly 0."""
     limit: Tensor
-    """Largest absolute value; infinite but for tensors of one element."""
+    factor: Tensor
+    is_good: Tensor
+
+    def of(self, rows: Tensor) -> list[Tensor]:
+        """Returns the first four for some of the tensors."""
+        return [numbers.index_select(0, rows) for numbers in self[:4]]
 
 
 class Sizes:
@@ -51,7 +60,11 @@ class Sizes:
         param_rms: (n,) float32, root mean square when the size was last updated.
         scale_grads: (n, P) float32, gradients with respect to the log of the size since then.
         scale_exp_avg_sq: (n,) float32, decaying mean of their squares.
+        takes_part: (n,) bool, which of the tensors are updated.
     """
+
+    NAMES = ("step", "param_rms", "scale_grads", "scale_exp_avg_sq")
+    """What is remembered. Of a tensor of one element, whose size is not learned, only the first."""
 
     def __init__(self, num_elements: list[int], period: int, device: torch.device) -> None:
         count = len(num_elements)
@@ -62,12 +75,14 @@ class Sizes:
         self.param_rms = torch.zeros(count, device=device)
         self.scale_grads = torch.zeros(count, period, device=device)
         self.scale_exp_avg_sq = torch.zeros(count, device=device)
+        self.takes_part = torch.ones(count, dtype=torch.bool, device=device)
 
     def grad_norm(self, sums: Tensor, options: dict[str, Any]) -> Tensor:
         """Returns the norm, () float32, of the gradients as the update will weigh them.
 
         Args:
-            sums: (n, 3) float64: sums of g^2, p g and p^2 over all elements of each tensor.
+            sums: (n, 3) float64: sums of g^2, p g and p^2 over all elements of each tensor; 0 of
+                those that take no part.
             options: Of the parameter group.
         """
         rms = torch.where(self.step == 0, self._rms(sums), self.param_rms)
@@ -93,32 +108,24 @@ class Sizes:
         rms = torch.where(is_due | (step == 1), self._rms(sums), self.param_rms)
         # A whole period has to be seen first, also where it is a single step.
         is_sized = is_due & (step > 1) & ~self.is_scalar
-        mean_square = self._mean_square(scale_grads, options["betas"][1])
+        beta2 = options["betas"][1] ** self.period  # this happens once in `period` steps
+        mean_square = self.scale_exp_avg_sq * beta2
+        mean_square += scale_grads.square().mean(dim=1) * (1 - beta2)
         mean_square = torch.where(is_sized, mean_square, self.scale_exp_avg_sq)
         growth = self._growth(step, rms, scale_grads, mean_square, options)
-        for own, new in (
-            (self.step, step),
-            (self.scale_grads, scale_grads),
-            (self.param_rms, rms),
-            (self.scale_exp_avg_sq, mean_square),
-        ):
-            own.copy_(torch.where(is_good, new, own))
-        return self._coefficients(step, rms, torch.where(is_sized, growth, 0.0), options)
+        changes = self.takes_part & is_good
+        for name, new in zip(self.NAMES, (step, rms, scale_grads, mean_square), strict=True):
+            gate = changes.unsqueeze(1) if new.ndim == 2 else changes
+            getattr(self, name).copy_(torch.where(gate, new, getattr(self, name)))
 
-    def _coefficients(
-        self, step: Tensor, rms: Tensor, growth: Tensor, options: dict[str, Any]
-    ) -> Coefficients:
         correction = _bias_correction(options["betas"][1], step)
         # Beyond 0.99 the reference leaves the correction out.
         correction = torch.where(correction < 0.99, 1.0 / correction, 1.0).float()
         size = rms.clamp(min=options["param_min_rms"])
         size = torch.where(self.is_scalar, options["scalar_lr_scale"], size)
-        limit = torch.where(self.is_scalar, options["scalar_max"], float("inf"))
-        return Coefficients(correction, size * -options["lr"], growth, limit.float())
-
-    def _mean_square(self, scale_grads: Tensor, beta2: float) -> Tensor:
-        beta2 **= self.period  # this happens once in `period` steps
-        return self.scale_exp_avg_sq * beta2 + scale_grads.square().mean(dim=1) * (1 - beta2)
+        growth = torch.where(is_sized & is_good, growth, 0.0)
+        limit = torch.where(self.is_scalar, options["scalar_max"], float("inf")).float()
+        return Coefficients(correction, size * -options["lr"], growth, limit, factor, is_good)
 
     def _growth(
         self,

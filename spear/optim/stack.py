@@ -9,18 +9,29 @@ cache, and a large parameter is a stack of its own, which is only viewed, piece 
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from spear.optim.shards import local
 from spear.optim.sizes import Coefficients
-from spear.optim.state import ParameterState
 
 _MAX_ELEMENTS_CPU = (1 << 15) - 64
 """Less than torch divides among threads: to wait for these takes longer than so few numbers do."""
 _MAX_ELEMENTS_GPU = 1 << 25
+
+
+class Moments(NamedTuple):
+    """What ScaledAdam remembers of the elements of a parameter, or of this process's part of it.
+
+    Attributes:
+        exp_avg_sq: (*S) float32, decaying mean of the squared gradient.
+        delta: (*S) float32, the update with momentum.
+    """
+
+    exp_avg_sq: Tensor
+    delta: Tensor
 
 
 class ParameterStack:
@@ -29,28 +40,17 @@ class ParameterStack:
     Args:
         rows: Place of each parameter in the vectors of its group.
         parameters: These.
-        states: Theirs.
+        moments: Theirs.
 
     Attributes:
-        exp_avg_sq: (n, *S) float32.
-        delta: (n, *S) float32.
+        rows: The same.
+        moments: Of all, (n, *S); those that were given are copied, unless it is one alone.
     """
 
-    def __init__(
-        self, rows: list[int], parameters: list[Tensor], states: list[ParameterState]
-    ) -> None:
+    def __init__(self, rows: list[int], parameters: list[Tensor], moments: list[Moments]) -> None:
         self.rows, self.parameters = rows, parameters
-        self.exp_avg_sq = _stack([state.exp_avg_sq for state in states])
-        self.delta = _stack([state.delta for state in states])
-        self._index = torch.tensor(rows, device=self.delta.device)
-
-    def locals(self) -> list[Tensor]:
-        """Returns the parameters' values; called without gradients, they share memory."""
-        return [local(parameter) for parameter in self.parameters]
-
-    def gradients(self) -> list[Tensor]:
-        """Returns their gradients."""
-        return [local(parameter.grad) for parameter in self.parameters]
+        self.moments = Moments(*(_stack(list(each)) for each in zip(*moments, strict=True)))
+        self._rows = torch.tensor(rows, device=self.moments.delta.device)
 
     def add_sums(self, sums: Tensor) -> None:
         """Adds the sums of g^2, p g and p^2 of each parameter to its row of (N, 3) float64."""
@@ -58,57 +58,46 @@ class ParameterStack:
             values, grads = value.float(), gradient.float()
             products = (grads.square(), values * grads, values.square())
             columns = torch.stack([product.sum(dim=1) for product in products], dim=1)
-            sums.index_add_(0, self._index, columns.to(sums))
+            sums.index_add_(0, self._rows, columns.to(sums))
 
-    def update(
-        self,
-        coefficients: Coefficients,
-        factor: Tensor,
-        is_good: Tensor,
-        betas: tuple[float, float],
-        eps: float,
-    ) -> None:
+    def update(self, coefficients: Coefficients, options: dict[str, Any]) -> None:
         """Does one step; the formulae are those of `Coefficients`.
+
+        On a GPU a step that must not happen is done with numbers that change nothing: nobody has
+        to ask the device whether it is one.
 
         Args:
             coefficients: Of the whole group.
-            factor: () float32, by which the gradients are clipped.
-            is_good: () bool; where False, nothing changes.
-            betas: Decay of the momentum and of the mean squared gradient.
-            eps: Added to the root mean squared gradient.
+            options: Of the group.
         """
-        is_seen = _lies_here(is_good)
-        if is_seen and not is_good.numpy():
+        (beta1, beta2), is_good = options["betas"], coefficients.is_good
+        if _lies_here(is_good) and not is_good.numpy():
             return
-        gate = None if is_seen else is_good
-        correction, rate, growth, limit = (
-            numbers.index_select(0, self._index).unsqueeze(1)
-            for numbers in vars(coefficients).values()
-        )
+        keep1, keep2 = torch.where(is_good, beta1, 1.0), torch.where(is_good, beta2, 1.0)
+        own = [numbers.unsqueeze(1) for numbers in coefficients.of(self._rows)]
+        correction, rate, growth, limit = own
         for values, grads, exp_avg_sq, momentum in self._pieces():
-            grad = grads.float() * factor
-            mean_square = (exp_avg_sq * betas[1]).addcmul_(grad, grad, value=1 - betas[1])
-            root = (mean_square * correction).sqrt_().add_(eps)
-            delta = grad.mul_(rate).div_(root).addcmul_(values.float(), growth)
+            grad = _gated(grads.float() * coefficients.factor, is_good, 0.0)
+            exp_avg_sq.mul_(keep2).addcmul_(grad, grad, value=1 - beta2)
+            root = (exp_avg_sq * correction).sqrt_().add_(options["eps"])
             # No bias correction: the first ten or so updates are smaller, which is welcome.
-            delta.mul_(1 - betas[0]).add_(momentum, alpha=betas[0])
-            _store(mean_square, exp_avg_sq, gate)
-            _store(delta, momentum, gate)
+            delta = grad.mul_(rate).div_(root).addcmul_(values.float(), growth)
+            momentum.mul_(keep1).add_(delta, alpha=1 - beta1)
             # Adding -0.0 leaves every bit of a number.
-            self._move(values, delta if gate is None else torch.where(gate, delta, -0.0))
+            self._move(values, _gated(momentum, is_good, -0.0))
         if self.parameters[0].numel() == 1:
             self._clamp(limit)
 
+    def _values(self) -> list[Tensor]:
+        """Returns the parameters' values; called without gradients, they share memory."""
+        return [local(parameter) for parameter in self.parameters]
+
     def _pieces(self) -> Iterator[tuple[Tensor, ...]]:
         """Yields parameters, gradients, mean squares and momentum as (n, m), piece by piece."""
-        count = len(self.rows)
-        wholes = (
-            _stack(self.locals()).reshape(count, -1),
-            _stack(self.gradients()).reshape(count, -1),
-            self.exp_avg_sq.view(count, -1),
-            self.delta.view(count, -1),
-        )
-        size = _max_elements(self.delta.device) if self._is_view else wholes[0].shape[1]
+        grads = [local(parameter.grad) for parameter in self.parameters]
+        wholes = [_stack(self._values()), _stack(grads), *self.moments]
+        wholes = [whole.reshape(len(self.rows), -1) for whole in wholes]
+        size = _max_elements(wholes[0].device) if self._is_view else wholes[0].shape[1]
         yield from zip(*(whole.split(size, dim=1) for whole in wholes), strict=True)
 
     @property
@@ -121,32 +110,31 @@ class ParameterStack:
         if self._is_view:
             values.add_(delta)
         else:
-            torch._foreach_add_(self.locals(), list(delta.view_as(self.delta).unbind(0)))
+            torch._foreach_add_(self._values(), list(delta.view_as(self.moments.delta).unbind(0)))
 
     def _clamp(self, limit: Tensor) -> None:
         """Keeps parameters of one element within limit (n, 1)."""
-        limits = list(limit.view_as(self.delta).unbind(0))
-        torch._foreach_minimum_(self.locals(), limits)
-        torch._foreach_maximum_(self.locals(), torch._foreach_neg(limits))
+        limits = list(limit.view_as(self.moments.delta).unbind(0))
+        torch._foreach_minimum_(self._values(), limits)
+        torch._foreach_maximum_(self._values(), torch._foreach_neg(limits))
 
 
-def form_stacks(parameters: list[Tensor], states: list[ParameterState]) -> Iterator[ParameterStack]:
-    """Yields stacks of the parameters, one of each shape and type, or more where these are large.
+def group_by_shape(parameters: list[Tensor]) -> Iterator[list[int]]:
+    """Yields places of parameters that make a stack: of one shape and type, not too large.
 
     Parameters of which this process holds no element are left out.
     """
     by_kind: dict[tuple[Any, ...], list[int]] = {}
-    for row, parameter in enumerate(parameters):
+    for place, parameter in enumerate(parameters):
         own = local(parameter)
         # A scalar is clamped, a shard of one element is not.
         kind = (own.dtype, own.device, own.shape, parameter.numel() == 1)
         if own.numel() > 0:
-            by_kind.setdefault(kind, []).append(row)
-    for (_, device, shape, _), rows in by_kind.items():
+            by_kind.setdefault(kind, []).append(place)
+    for (_, device, shape, _), places in by_kind.items():
         size = max(1, _max_elements(device) // shape.numel())
-        for first in range(0, len(rows), size):
-            some = rows[first : first + size]
-            yield ParameterStack(some, [parameters[r] for r in some], [states[r] for r in some])
+        for first in range(0, len(places), size):
+            yield places[first : first + size]
 
 
 def _max_elements(device: torch.device) -> int:
@@ -159,12 +147,9 @@ def _lies_here(flag: Tensor) -> bool:
     return flag.device.type == "cpu"
 
 
-def _store(new: Tensor, own: Tensor, gate: Tensor | None) -> None:
-    """Copies new values into a state where the gate, () bool, is open; None is open."""
-    if gate is None:
-        own.copy_(new)
-    else:
-        torch.where(gate, new, own, out=own)
+def _gated(new: Tensor, is_good: Tensor, otherwise: float) -> Tensor:
+    """Returns `new` in a good step, else a number; where the host looked, the step is good."""
+    return new if _lies_here(is_good) else torch.where(is_good, new, otherwise)
 
 
 def _stack(tensors: list[Tensor]) -> Tensor:

@@ -5,8 +5,9 @@ has a counterpart in tensor operations that says the same.
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from importlib.util import find_spec
+from types import FunctionType
 from typing import Any, TypeVar
 
 import torch
@@ -59,5 +60,32 @@ def compiled(**options: Any) -> Callable[[Function], Function]:
         except RuntimeError:  # no folder can be written to
             result = numba.njit(function, nogil=True, **options)
         return result
+
+    return decorate
+
+
+def compiled_for_threads(min_elements: int) -> Callable[[Function], Callable[..., Any]]:
+    """Compiles a function that loops over `numba.prange`, for one thread and for several.
+
+    The result takes the number of elements, which decides between the two, before the function's
+    arguments.
+
+    Args:
+        min_elements: See `enter_threads`.
+    """
+
+    def decorate(function: Function) -> Callable[..., Any]:
+        alone = compiled()(function)
+        # Under a name of its own, by which the result is found on disk.
+        twin = FunctionType(function.__code__, function.__globals__, function.__name__)
+        twin.__qualname__ = f"{function.__qualname__}_threaded"
+        together = compiled(parallel=True)(twin)
+
+        @wraps(function)
+        def run(num_elements: int, *arguments: Any) -> Any:
+            use_threads = enter_threads(num_elements, min_elements)
+            return (together if use_threads else alone)(*arguments)
+
+        return run
 
     return decorate

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spear.optim import ScaledAdam, active
+from spear.optim import ScaledAdam, group
 
 pytest.importorskip("numba")
 # More than a block, parts of one, many small ones, and a number by itself.
@@ -26,7 +26,7 @@ def train(num_steps: int = 13) -> tuple[list[Tensor], ScaledAdam]:
 
 def test_both_ways_differ_by_rounding_only(monkeypatch):
     ours, optimizer = train(12)  # the last step is a clipped one
-    monkeypatch.setattr(active, "is_installed", lambda: False)
+    monkeypatch.setattr(group, "is_installed", lambda: False)
     theirs, other = train(12)
     for one, two in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
@@ -41,7 +41,7 @@ def test_both_ways_differ_by_rounding_only(monkeypatch):
 def test_a_run_goes_on_without_numba(monkeypatch):
     expected, _ = train(13)
     half_way = train(6)[1].state_dict()
-    monkeypatch.setattr(active, "is_installed", lambda: False)
+    monkeypatch.setattr(group, "is_installed", lambda: False)
     got, other = train(6)
     other.load_state_dict(half_way)
     generator = torch.Generator().manual_seed(0)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spear.optim import Eden, ScaledAdam, active, stack
+from spear.optim import Eden, ScaledAdam, stack
+from spear.optim import group as optim_group
 
 SHAPES = {"w1": (8, 6), "w2": (8, 6), "conv": (4, 3, 5), "b": (6,), "scale": (), "one": (1, 1)}
 
@@ -17,9 +18,9 @@ SHAPES = {"w1": (8, 6), "w2": (8, 6), "conv": (4, 3, 5), "b": (6,), "scale": (),
 def way(request, monkeypatch):
     """Every test here is done by the compiled loops, by torch's operations, and as on a GPU."""
     if request.param != "compiled":
-        monkeypatch.setattr(active, "is_installed", lambda: False)
+        monkeypatch.setattr(optim_group, "is_installed", lambda: False)
         monkeypatch.setattr(stack, "_lies_here", lambda flag: request.param == "torch")
-    elif not active.is_installed():
+    elif not optim_group.is_installed():
         pytest.skip("numba is not installed")
     return request.param
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spear.system.numba_functions import compiled, enter_threads
+from spear.system.numba_functions import compiled, compiled_for_threads
 
 _TASKS = 16
 """Parts of the work; their number is fixed, so that the sum does not depend on that of threads."""
@@ -46,14 +46,8 @@ def _add_task(x: Any, grad: Any, totals: Any, task: int) -> None:
             _add_row(x[b, h + i], grad[b, h], totals[task, i])
 
 
-@compiled()
+@compiled_for_threads(_MIN_ELEMENTS)
 def _add_all(x: Any, grad: Any, totals: Any) -> None:
-    for task in range(totals.shape[0]):
-        _add_task(x, grad, totals, task)
-
-
-@compiled(parallel=True)
-def _add_all_threaded(x: Any, grad: Any, totals: Any) -> None:
     for task in numba.prange(totals.shape[0]):
         _add_task(x, grad, totals, task)
 
@@ -67,6 +61,5 @@ def kernel_gradient(x: Tensor, grad: Tensor) -> Tensor:
     """
     height, width = (a - b + 1 for a, b in zip(x.shape[1:3], grad.shape[1:3], strict=True))
     totals = torch.zeros(_TASKS, height, width, x.shape[3])
-    run = _add_all_threaded if enter_threads(grad.numel(), _MIN_ELEMENTS) else _add_all
-    run(x.detach().numpy(), grad.detach().numpy(), totals.numpy())
+    _add_all(grad.numel(), x.detach().numpy(), grad.detach().numpy(), totals.numpy())
     return totals.sum(0)

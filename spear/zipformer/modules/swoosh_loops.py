@@ -14,11 +14,9 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from llvmlite import ir
-from numba.extending import intrinsic
 from torch import Tensor
 
-from spear.system.numba_functions import compiled, enter_threads
+from spear.system.numba_functions import compiled, compiled_for_threads
 
 _BLOCK = 1 << 13
 """Elements that one thread takes at a time."""
@@ -44,22 +42,6 @@ _LOG_13, _LOG_11, _LOG_9, _LOG_7, _LOG_5, _LOG_3 = np.array(
 _BIAS, _MANTISSA_BITS = np.int32(127), np.int32(23)
 
 
-@intrinsic
-def _as_float(typing_context: Any, bits: Any) -> Any:
-    """Reads the bits of an int32 as a float32."""
-    return numba.float32(
-        numba.int32
-    ), lambda context, builder, signature, arguments: builder.bitcast(arguments[0], ir.FloatType())
-
-
-@intrinsic
-def _as_int(typing_context: Any, number: Any) -> Any:
-    """Reads the bits of a float32 as an int32."""
-    return numba.int32(
-        numba.float32
-    ), lambda context, builder, signature, arguments: builder.bitcast(arguments[0], ir.IntType(32))
-
-
 @compiled(inline="always", **_OPTIONS)
 def _exp(x: Any) -> Any:
     """exp(x) for x <= 0; below -87 the value at -87."""
@@ -74,8 +56,8 @@ def _exp(x: Any) -> Any:
     sum_ = sum_ * rest + _EXP_1
     sum_ = sum_ * rest + _EXP_0
     sum_ = sum_ * (rest * rest) + rest + _ONE
-    bits = (_as_int(rounded) + _BIAS) << _MANTISSA_BITS  # type: ignore[call-arg]
-    return sum_ * _as_float(bits)
+    bits = (np.float32(rounded).view(np.int32) + _BIAS) << _MANTISSA_BITS
+    return sum_ * np.int32(bits).view(np.float32)
 
 
 @compiled(inline="always", **_OPTIONS)
@@ -124,40 +106,38 @@ def _gradient(x: Any, grad: Any, result: Any, offset: Any) -> None:
         result[i] = grad[i] * ((share if z > _ZERO else e * share) - _SLOPE)
 
 
-@compiled(parallel=True)
-def _gradient_threaded(x: Any, grad: Any, result: Any, offset: Any) -> None:
-    for block in numba.prange((x.shape[0] + _BLOCK - 1) // _BLOCK):
-        first, end = block * _BLOCK, min((block + 1) * _BLOCK, x.shape[0])
-        _gradient(x[first:end], grad[first:end], result[first:end], offset)
-
-
-@compiled(parallel=True)
-def _forward_threaded(x: Any, y: Any, offset: Any, constant: Any) -> None:
+@compiled_for_threads(_MIN_ELEMENTS)
+def _forward_blocks(x: Any, y: Any, offset: Any, constant: Any) -> None:
     for block in numba.prange((x.shape[0] + _BLOCK - 1) // _BLOCK):
         first, end = block * _BLOCK, min((block + 1) * _BLOCK, x.shape[0])
         _forward(x[first:end], y[first:end], offset, constant)
 
 
-@compiled(parallel=True)
-def _backward_threaded(x: Any, y: Any, grad: Any, offset: Any, constant: Any) -> None:
+@compiled_for_threads(_MIN_ELEMENTS)
+def _backward_blocks(x: Any, y: Any, grad: Any, offset: Any, constant: Any) -> None:
     for block in numba.prange((x.shape[0] + _BLOCK - 1) // _BLOCK):
         first, end = block * _BLOCK, min((block + 1) * _BLOCK, x.shape[0])
         _backward(x[first:end], y[first:end], grad[first:end], offset, constant)
 
 
+@compiled_for_threads(_MIN_ELEMENTS)
+def _gradient_blocks(x: Any, grad: Any, result: Any, offset: Any) -> None:
+    for block in numba.prange((x.shape[0] + _BLOCK - 1) // _BLOCK):
+        first, end = block * _BLOCK, min((block + 1) * _BLOCK, x.shape[0])
+        _gradient(x[first:end], grad[first:end], result[first:end], offset)
+
+
 def swoosh(x: Tensor, offset: float, constant: float) -> Tensor:
     """Returns the activation of a dense float32 tensor, in the memory order of x."""
     y = torch.empty_like(x)
-    run = _forward_threaded if enter_threads(x.numel(), _MIN_ELEMENTS) else _forward
-    run(_flat(x), _flat(y), np.float32(offset), np.float32(constant))
+    _forward_blocks(x.numel(), _flat(x), _flat(y), np.float32(offset), np.float32(constant))
     return y
 
 
 def swoosh_gradient(x: Tensor, grad: Tensor, offset: float) -> Tensor:
     """Returns grad times the derivative; both dense float32, in memory in the same order."""
     result = torch.empty_like(x)
-    run = _gradient_threaded if enter_threads(x.numel(), _MIN_ELEMENTS) else _gradient
-    run(_flat(x), _flat(grad), _flat(result), np.float32(offset))
+    _gradient_blocks(x.numel(), _flat(x), _flat(grad), _flat(result), np.float32(offset))
     return result
 
 
@@ -171,8 +151,8 @@ def swoosh_backward(x: Tensor, grad: Tensor, offset: float, constant: float) -> 
         constant: Of the Swoosh.
     """
     y = torch.empty_like(x)
-    run = _backward_threaded if enter_threads(x.numel(), _MIN_ELEMENTS) else _backward
-    run(_flat(x), _flat(y), _flat(grad), np.float32(offset), np.float32(constant))
+    shape = np.float32(offset), np.float32(constant)
+    _backward_blocks(x.numel(), _flat(x), _flat(y), _flat(grad), *shape)
     return y
 
 
