@@ -8,7 +8,7 @@ to TensorBoard where it is installed.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,13 @@ Values = dict[str, Any]
 """By tag: a float, a list of floats, or a list of lists of floats."""
 
 
-_Key = tuple[tuple[str, torch.Size], ...]
-"""What is added together: tags and shapes."""
+_Pair = tuple[Tensor, Tensor]
 
 
 class MetricSums:
     """Sums of totals and counts by tag; a value is total over count.
 
-    Adding waits for nothing. Ranks talk only when values are asked for, once: they reduce the
-    numbers of all tags that they agreed on, and one more that tells whether some rank has others.
+    Adding waits for nothing; ranks talk only when values are asked for.
 
     Args:
         ranks: The processes whose sums belong together.
@@ -43,14 +41,12 @@ class MetricSums:
 
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
-        self._sums: dict[_Key, Tensor] = {}  # totals and counts of all its tags, flat
-        self._restored: dict[str, Tensor] = {}  # of a checkpoint, until their tags come again
+        self._sums: dict[str, Tensor] = {}  # (2, ...) float64: totals and counts of this rank
         self._weights: dict[str, float] = {}
-        self._agreed: dict[str, list[int]] = {}  # tag -> shape of its totals and counts
 
     def add(self, tag: str, total: Tensor | float, count: Tensor | float = 1.0) -> None:
         """Adds to a tag: a total of any shape, and a count of the same shape or ()."""
-        self._add([(tag, total, count)])
+        self._add({tag: self._pair(total, count)})
 
     def add_output(self, output: StepOutput, is_good: Tensor | None = None) -> None:
         """Adds a batch's terms (as `{name}_loss`) and metrics.
@@ -59,44 +55,46 @@ class MetricSums:
             output: The batch's.
             is_good: () bool; where it is False, zeros are added. Nobody looks at it.
         """
-        sums = [(name, metric.total, metric.count) for name, metric in output.metrics.items()]
+        pairs = {tag: self._pair(each.total, each.count) for tag, each in output.metrics.items()}
         for name, term in output.terms.items():
-            sums.append((loss_tag(name), term.total, term.count))
+            pairs[loss_tag(name)] = self._pair(term.total, term.count)
             self._weights[loss_tag(name)] = float(term.weight)
-        self._add(sums, is_good)
+        self._add(pairs, is_good)
 
-    def _add(
-        self,
-        sums: Iterable[tuple[str, Tensor | float, Tensor | float]],
-        is_good: Tensor | None = None,
-    ) -> None:
-        pairs = {tag: (self._number(total), self._number(count)) for tag, total, count in sums}
+    def _add(self, pairs: Mapping[str, _Pair], is_good: Tensor | None = None) -> None:
         if not pairs:
             return
-        key = tuple((tag, total.shape) for tag, (total, _) in pairs.items())
-        parts = [x.expand_as(pair[0]).flatten() for pair in pairs.values() for x in pair]
-        flat = torch.cat(parts)
+        flat = torch.cat([each.flatten() for pair in pairs.values() for each in pair])
         if is_good is not None:
             flat = torch.where(is_good, flat, 0.0)
-        previous = self._sums[key] if key in self._sums else self._take_restored(key)
-        self._sums[key] = previous + flat
-
-    def _take_restored(self, key: _Key) -> Tensor:
-        """Returns what a checkpoint had of some tags, or zeros: a sum goes on in the same order."""
-        zero = self._number(0.0)
-        parts = [self._restored.pop(tag, zero.expand(2, *shape)) for tag, shape in key]
-        return torch.cat([part.flatten() for part in parts])
+        parts = flat.split([2 * total.numel() for total, _ in pairs.values()])
+        news = {
+            tag: part.view(2, *total.shape)
+            for (tag, (total, _)), part in zip(pairs.items(), parts, strict=True)
+        }
+        known = [tag for tag in news if tag in self._sums]
+        if known:
+            torch._foreach_add_([self._sums[tag] for tag in known], [news[tag] for tag in known])
+        self._sums = news | self._sums
 
     def totals(self) -> dict[str, tuple[Any, Any]]:
         """Returns (total, count) by tag over all ranks, on every rank, as numbers or lists.
 
         Tags without a number other than 0 are left out. This rank's own sums stay as they are.
+        Every rank calls this; each may have tags that others never saw.
         """
-        mine = self._by_tag()
-        numbers, someone_has_others = self._reduce(mine)
-        if someone_has_others:  # every rank sees it
-            self._agree(mine)
-            numbers, _ = self._reduce(mine)
+        shapes = {tag: list(pair.shape) for tag, pair in self._sums.items()}
+        for content in self.ranks.gather_bytes(json.dumps([shapes, self._weights]).encode()):
+            others, weights = json.loads(content)
+            shapes |= others
+            self._weights |= weights
+        if not shapes:
+            return {}
+        zero = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
+        own = [self._sums.get(tag, zero.expand(shapes[tag])) for tag in sorted(shapes)]
+        flat = self.ranks.all_reduce(torch.cat([pair.flatten() for pair in own])).cpu()
+        parts = zip(sorted(shapes), flat.split([pair.numel() for pair in own]), strict=True)
+        numbers = {tag: part.view(shapes[tag]).tolist() for tag, part in parts}
         return {tag: (pair[0], pair[1]) for tag, pair in numbers.items() if np.any(pair)}
 
     def values(self) -> Values:
@@ -117,7 +115,7 @@ class MetricSums:
 
     def clear(self) -> None:
         """Begins a new interval."""
-        self._sums, self._restored = {}, {}
+        self._sums = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the sums over all ranks, as JSON; every rank calls this."""
@@ -127,54 +125,22 @@ class MetricSums:
         """Goes on from stored sums: they are held by rank 0, the other ranks start at zero."""
         self._weights = dict(state["weights"])
         self.clear()
-        self._agreed = {}
         if self.ranks.is_main:
-            self._restored = {
+            self._sums = {
                 tag: torch.tensor(pair, dtype=torch.float64, device=self.ranks.device)
                 for tag, pair in state["totals"].items()
             }
+
+    def _pair(self, total: Tensor | float, count: Tensor | float) -> _Pair:
+        """Returns both as float64, of the shape of the total."""
+        wide = self._number(total)
+        return wide, self._number(count).expand_as(wide)
 
     def _number(self, value: Tensor | float) -> Tensor:
         device = self.ranks.device
         if isinstance(value, Tensor):
             return value.detach().to(device, torch.float64, non_blocking=True)
         return torch.full((), value, dtype=torch.float64, device=device)  # a copy would wait
-
-    def _by_tag(self) -> dict[str, Tensor]:
-        """Returns this rank's sums by tag: (2, ...) totals and counts."""
-        found = dict(self._restored)
-        for key, flat in self._sums.items():
-            parts = flat.split([2 * shape.numel() for _, shape in key])
-            for (tag, shape), part in zip(key, parts, strict=True):
-                pair = part.view(2, *shape)
-                found[tag] = found[tag] + pair if tag in found else pair
-        return found
-
-    def _agree(self, mine: Mapping[str, Tensor]) -> None:
-        """Lets every rank know the tags of all, and the weights of losses that it never saw."""
-        shapes = {tag: list(pair.shape) for tag, pair in mine.items()}
-        for content in self.ranks.gather_bytes(json.dumps([shapes, self._weights]).encode()):
-            others, weights = json.loads(content)
-            self._agreed |= others
-            self._weights.update(weights)
-        self._agreed = dict(sorted(self._agreed.items()))
-
-    def _reduce(self, mine: Mapping[str, Tensor]) -> tuple[dict[str, Any], bool]:
-        """Sums the agreed tags over ranks, and says whether some rank has a tag beside them.
-
-        Returns:
-            By tag a list of totals and of counts, and the answer.
-        """
-        zero = self._number(0.0)
-        parts = [self._number(float(not mine.keys() <= self._agreed.keys()))]
-        parts += [mine.get(tag, zero.expand(shape)) for tag, shape in self._agreed.items()]
-        flat = self.ranks.all_reduce(torch.cat([part.flatten() for part in parts])).cpu()
-        others, *sums = flat.split([part.numel() for part in parts])
-        numbers = {
-            tag: part.view(shape).tolist()
-            for part, (tag, shape) in zip(sums, self._agreed.items(), strict=True)
-        }
-        return numbers, bool(others)
 
 
 def loss_tag(term: str) -> str:
