@@ -90,7 +90,7 @@ class GroupState:
         in `Sizes`.
         """
         states = {}
-        for row, moments in self._moments.items():
+        for row, moments in sorted(self._moments.items()):
             parameter = self.parameters[row]
             names = Sizes.NAMES if parameter.numel() > 1 else Sizes.NAMES[:1]
             state = {name: getattr(self.sizes, name)[row].clone() for name in names}

@@ -25,17 +25,15 @@ from spear.system.distributed import Ranks, join_ranks
 from spear.system.files import remove_partials, write_text
 from spear.system.progress import StepBar, get_logger
 from spear.training.checkpoints import checkpoint as checkpoints
-from spear.training.checkpoints.randomness import seed_batch
-from spear.training.checkpoints.run_state import RunState
+from spear.training.checkpoints.run_state import RunState, seed_batch
 from spear.training.checkpoints.sharding import finish_gradients, gathered
 from spear.training.config import TrainConfig
-from spear.training.health.gpu_idle import GpuIdle
 from spear.training.health.health import StopRequest
 from spear.training.health.preflight import describe_memory, describe_trial, try_batch
 from spear.training.health.profiling import profiling
 from spear.training.health.watchdog import Watchdog
-from spear.training.logs.batch_log import BatchLog
-from spear.training.logs.metrics import MetricWriter, describe_values, drop_after
+from spear.training.logs.clock import GpuIdle
+from spear.training.logs.metrics import JsonLines, MetricWriter, describe_values
 from spear.training.logs.report import write_report
 from spear.training.loss import LossNormalizer
 from spear.training.position import Position
@@ -106,7 +104,7 @@ class Trainer:
         self.gpu_idle = GpuIdle(ranks.device)
         self.writer: MetricWriter
         self.bar: StepBar
-        self.batch_log: BatchLog | None = None
+        self.batch_log: JsonLines | None = None
         self.forward: nn.Module | None = None
         self.saved_step = -1
         if config.accumulate > 1 and not isinstance(task, CountsLoss):
@@ -156,8 +154,9 @@ class Trainer:
         self.gpu_idle.end_step()
         self._note(outputs)
         if self.batch_log is not None:
+            step, epoch = state.position.step + 1, state.position.epoch
             by_batch = [batch.ids for batch in batches]
-            self.batch_log.write(state.position.step + 1, state.position.epoch, by_batch)
+            self.batch_log.write({"step": step, "epoch": epoch, "ids": by_batch})
         state.position = state.position.after_step(audio_s)
         state.move_schedule()
         if state.average is not None and state.position.step % self.config.averaging_every == 0:
@@ -429,10 +428,11 @@ class Trainer:
         ledger.note(first_step=step)
         self.bar = StepBar("train", self.config.max_steps, step)
         if is_main:
-            drop_after(self.state.bad_batches.path, step)
+            self.state.bad_batches.lines.drop_after(step)
         self.writer = MetricWriter(self.folder, step, is_main, self.config.tensorboard)
         if self.config.log_batches:
-            self.batch_log = BatchLog(self.folder, self.ranks.rank, step)
+            self.batch_log = JsonLines(self.folder / f"batches-{self.ranks.rank:05d}.jsonl")
+            self.batch_log.drop_after(step)
 
     def _seed(self, number: int) -> None:
         """Seeds what is random in one of this rank's batches of the present step."""

@@ -25,7 +25,7 @@ from spear.training.checkpoints import checkpoint as checkpoints
 from spear.training.checkpoints.averaging import RunningAverage
 from spear.training.checkpoints.sharding import (
     finish_gradients,
-    gather,
+    gather_on_main,
     gathered,
     local_bytes,
     shard_like,
@@ -126,7 +126,7 @@ class Run:
                 "scheduler": self.scheduler.state_dict(),
             },
         }
-        whole = gather(state, self.ranks)
+        whole = gather_on_main(state, self.ranks)
         if self.ranks.is_main:
             counts = {"num_averaged": self.average.num_updates}
             content = checkpoints.CheckpointContent(**whole, state=counts, config={})
@@ -186,9 +186,9 @@ def spoilt_step(ranks: Ranks) -> dict[str, bool]:
     """One rank's loss is not a number: no rank's weights or state may change."""
     run = Run(ranks, is_sharded=True)
     run.step()
-    before = gather([run.model.state_dict(), run.optimizer.state_dict()], ranks)
+    before = gather_on_main([run.model.state_dict(), run.optimizer.state_dict()], ranks)
     run.step(spoil=ranks.rank == 1)
-    after = gather([run.model.state_dict(), run.optimizer.state_dict()], ranks)
+    after = gather_on_main([run.model.state_dict(), run.optimizer.state_dict()], ranks)
     same = [torch.equal(a, b) for a, b in zip(tensors(before), tensors(after), strict=True)]
     happened = bool(run.optimizer.happened_tensor)
     run.step()
@@ -226,12 +226,12 @@ def optimizer_apart(is_sharded: bool) -> dict[str, Tensor]:
             parameter.grad = placed(torch.randn(parameter.shape, generator=generator) * size)
         optimizer.step()
         if step == 11:  # whole tensors are what a checkpoint holds
-            saved = gather(optimizer.state_dict(), Ranks(torch.device("cpu"), 0, 2))
+            saved = gather_on_main(optimizer.state_dict(), Ranks(torch.device("cpu"), 0, 2))
             optimizer = ScaledAdam(groups, lr=0.04)
             optimizer.load_state_dict(saved)
     values = {name: parameter.detach() for name, parameter in parameters.items()}
     numbers = {"norm": optimizer.grad_norm_tensor, "factor": optimizer.clip_factor_tensor}
-    return {**gather(values, Ranks(torch.device("cpu"), 0, 2)), **numbers}
+    return {**gather_on_main(values, Ranks(torch.device("cpu"), 0, 2)), **numbers}
 
 
 def main() -> None:

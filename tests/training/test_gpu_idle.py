@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from spear.training.health.gpu_idle import GpuIdle
+from spear.training.logs.clock import GpuIdle
 
 
 class Timeline:

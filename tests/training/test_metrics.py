@@ -7,10 +7,10 @@ from spear.errors import MissingPackageError
 from spear.system.distributed import Ranks
 from spear.training.logs import board
 from spear.training.logs.metrics import (
+    JsonLines,
     MetricSums,
     MetricWriter,
     describe_values,
-    drop_after,
     loss_tag,
     read_jsonl,
 )
@@ -169,7 +169,7 @@ def test_other_ranks_write_nothing(tmp_path):
     writer.flush()
     writer.close()
     assert not (tmp_path / "run").exists()
-    drop_after(tmp_path / "absent.jsonl", 3)
+    JsonLines(tmp_path / "absent.jsonl").drop_after(3)
     assert not (tmp_path / "absent.jsonl").exists()
 
 

@@ -19,7 +19,7 @@ from spear.system.weights import load_exact
 from spear.training.checkpoints import checkpoint as checkpoints
 from spear.training.checkpoints.sharding import (
     finish_gradients,
-    gather,
+    gather_on_main,
     gathered,
     local_bytes,
     shard_like,
@@ -141,7 +141,7 @@ def test_one_process_has_nothing_to_spread():
     with gathered(model):
         assert torch.equal(model.weight.grad, before)
     state = {"weights": [model.weight], "step": 3}
-    assert gather(state, ALONE) == state
+    assert gather_on_main(state, ALONE) == state
     assert local_bytes(state) == 24
 
 

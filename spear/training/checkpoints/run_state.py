@@ -1,10 +1,11 @@
 """Everything of a run that a checkpoint holds, and the way into it and back.
 
 Model, running average, optimiser, schedule, position and counters: after `restore` a run goes on
-with the bits that it would have had. What is random is drawn from the position (`randomness`), and
+with the bits that it would have had. What is random is drawn from the position (`seed_batch`), and
 which cuts come next from the position and the data, whose identity is stored and compared.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from spear.system.distributed import Ranks
 from spear.system.weights import load_exact
 from spear.training.checkpoints import checkpoint as checkpoints
 from spear.training.checkpoints.averaging import RunningAverage
-from spear.training.checkpoints.sharding import gather, shard_like, shard_model
+from spear.training.checkpoints.sharding import gather_on_main, shard_like, shard_model
 from spear.training.config import TrainConfig
 from spear.training.health.health import BadBatches
 from spear.training.health.step_verdict import Verdicts
@@ -104,7 +105,7 @@ class RunState:
                 "scheduler": self.scheduler.state_dict(),
             },
         }
-        whole: dict[str, Any] = gather(own, self.ranks) if self.is_sharded else own
+        whole: dict[str, Any] = gather_on_main(own, self.ranks) if self.is_sharded else own
         return whole
 
     def restore(self, path: Path) -> None:
@@ -160,6 +161,21 @@ class RunState:
                 f"train.accumulate {accumulate} make {self.batches_in_step}: the order of the data "
                 f"would be another; use {fitting}"
             )
+
+
+def seed_batch(seed: int, step: int, share: int) -> None:
+    """Seeds torch's default generators, of all devices, for one batch.
+
+    So what is drawn depends neither on what was drawn before, nor on the number of processes, nor
+    on restarts. There is no generator state to save.
+
+    Args:
+        seed: The run's seed.
+        step: Steps done before.
+        share: Which of the step's batches, over all ranks.
+    """
+    digest = hashlib.blake2b(f"{seed}/{step}/{share}".encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
 def _as_json(content: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ What differs for a training loop:
     shard_model(model, ranks)            instead of wrapping it, before the optimiser is built
     finish_gradients(model, ranks)       after the last backward pass of a step
     gathered(model)                      around forward passes whose number differs by process
-    gather(state, ranks)                 before saving; every process calls it
+    gather_on_main(state, ranks)                 before saving; every process calls it
     shard_like(loaded, model.state_dict())    after loading
 
 `ScaledAdam` and `RunningAverage` work on shards as they are; the average is then updated by every
@@ -114,7 +114,7 @@ def gathered(model: nn.Module) -> Iterator[None]:
             module.reshard()
 
 
-def gather(state: Any, ranks: Ranks) -> Any:
+def gather_on_main(state: Any, ranks: Ranks) -> Any:
     """Puts shards together on rank 0's CPU, a tensor at a time.
 
     Args:
@@ -127,9 +127,9 @@ def gather(state: Any, ranks: Ranks) -> Any:
         shards are replaced by None.
     """
     if isinstance(state, Mapping):
-        return {key: gather(value, ranks) for key, value in state.items()}
+        return {key: gather_on_main(value, ranks) for key, value in state.items()}
     if isinstance(state, list | tuple):
-        return type(state)(gather(value, ranks) for value in state)
+        return type(state)(gather_on_main(value, ranks) for value in state)
     if not isinstance(state, Tensor) or not is_sharded(state):
         return state
     dtensor: Any = state.detach()

@@ -12,6 +12,7 @@ from typing import Any
 from spear.errors import SpearError
 from spear.system.distributed import Ranks
 from spear.system.progress import get_logger
+from spear.training.logs.metrics import JsonLines
 from spear.training.position import Position
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -29,7 +30,7 @@ class BadBatches:
     """
 
     def __init__(self, path: Path, max_in_a_row: int, ranks: Ranks) -> None:
-        self.path = path
+        self.path, self.lines = path, JsonLines(path)
         self.max_in_a_row = max_in_a_row
         self.ranks = ranks
         self.in_a_row = 0
@@ -59,10 +60,9 @@ class BadBatches:
             "loss_is_finite": loss_is_finite,
             "ids": ids,
         }
-        lines = self.ranks.gather_bytes(json.dumps(record, ensure_ascii=False).encode())
+        records = map(json.loads, self.ranks.gather_bytes(json.dumps(record).encode()))
         if self.ranks.is_main:
-            with open(self.path, "ab") as stream:
-                stream.write(b"".join(line + b"\n" for line in lines))
+            self.lines.write(*records)
         _logger.warning(
             "step %d skipped: its loss or gradient is not finite, or a spike; cuts in %s",
             position.step + 1,

@@ -181,7 +181,8 @@ class MetricWriter:
         self._board: Board | None = None
         if not is_main:
             return
-        drop_after(self.path, resumed_step)
+        self._lines = JsonLines(self.path)
+        self._lines.drop_after(resumed_step)
         self._tables = {
             tag: table
             for tag, table in _read_tables(self._tables_path).items()
@@ -196,9 +197,7 @@ class MetricWriter:
             return
         tables = {tag: value for tag, value in sorted(values.items()) if _is_table(value)}
         rest = {tag: value for tag, value in sorted(values.items()) if tag not in tables}
-        line = json.dumps({"step": step, **facts, **rest})
-        with open(self.path, "a", encoding="utf-8") as stream:
-            stream.write(line + "\n")
+        self._lines.write({"step": step, **facts, **rest})
         if tables:
             self._tables |= {tag: {"step": step, "rows": rows} for tag, rows in tables.items()}
             write_json(self._tables_path, self._tables)
@@ -234,6 +233,32 @@ def _read_tables(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
 
+class JsonLines:
+    """A file of JSON objects, each with its `step`, to which a run appends.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def drop_after(self, step: int) -> None:
+        """Removes broken lines, and those of later steps: of a future that did not happen."""
+        if self.path.is_file():
+            kept = [record for record in read_jsonl(self.path) if record["step"] <= step]
+            write_text(self.path, "".join(map(_as_line, kept)))
+
+    def write(self, *records: Mapping[str, Any]) -> None:
+        """Appends a line for each record."""
+        with open(self.path, "a", encoding="utf-8") as stream:
+            stream.write("".join(map(_as_line, records)))
+
+
+def _as_line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """Yields the objects of a file of JSON lines; half a line, left by a kill, is passed over."""
     if not path.is_file():
@@ -243,11 +268,3 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
         except ValueError:
             continue
-
-
-def drop_after(path: Path, step: int) -> None:
-    """Rewrites a file of JSON lines without broken lines and lines of later steps."""
-    if not path.is_file():
-        return
-    kept = [record for record in read_jsonl(path) if record["step"] <= step]
-    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
