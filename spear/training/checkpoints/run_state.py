@@ -30,6 +30,7 @@ from spear.training.position import Position
 from spear.training.task import HasData, Task
 
 
+
 class RunState:
     """The state of one run of one task on this rank.
 
