@@ -30,7 +30,6 @@ from spear.training.position import Position
 from spear.training.task import HasData, Task
 
 
-
 class RunState:
     """The state of one run of one task on this rank.
 
