@@ -6,8 +6,7 @@ workers nor a restart changes a value.
 """
 
 import dataclasses
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +20,7 @@ from spear.audio import LOG_EPS, SAMPLE_RATE_HZ, Fbank
 from spear.data.index.loader import BatchDataset, BatchLoader, Place
 from spear.data.index.plan import BatchConfig, BatchPlan
 from spear.errors import ConfigError
+from spear.finetune.data import FinetuneData, TensorBatch, every_clip
 from spear.finetune.spec_augment import SpecAugment, SpecAugmentConfig
 from spear.system.rng import generator
 from spear.tagging.balance import BalanceConfig, balanced_table
@@ -76,7 +76,7 @@ class TaggingDataConfig:
 
 
 @dataclass
-class TaggingBatch:
+class TaggingBatch(TensorBatch):
     """One rank's batch.
 
     Attributes:
@@ -92,18 +92,6 @@ class TaggingBatch:
     fbank: Tensor
     fbank_lens: Tensor
     targets: Tensor
-
-    def to(self, device: torch.device) -> "TaggingBatch":
-        """Returns the batch with its tensors on `device`."""
-        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> "TaggingBatch":
-        """Returns the batch in page-locked memory, from where copies to a GPU do not block."""
-        return self._with(Tensor.pin_memory)
-
-    def _with(self, change: Any) -> "TaggingBatch":
-        names = ("fbank", "fbank_lens", "targets")
-        return dataclasses.replace(self, **{name: change(getattr(self, name)) for name in names})
 
 
 class TaggingDataset(BatchDataset[TaggingBatch]):
@@ -186,7 +174,7 @@ def compute_fbank(fbank: Fbank, audio: Sequence[Floats]) -> tuple[Tensor, Tensor
     return features, feature_lens
 
 
-class TaggingData:
+class TaggingData(FinetuneData[TaggingBatch]):
     """Training and validation batches of a run.
 
     Args:
@@ -224,10 +212,10 @@ class TaggingData:
 
         self.train = clips(config.train, config.train_ids, "train")
         self.valid = clips(config.valid, config.valid_ids, "valid") if config.valid else None
-        self._train = self._loader(self.train, num_mel_bins, pin, is_training=True)
-        self._valid: BatchLoader[TaggingBatch] | None = None
+        valid = None
         if self.valid is not None:
-            self._valid = self._loader(self.valid, num_mel_bins, pin, is_training=False)
+            valid = self._loader(self.valid, num_mel_bins, pin, is_training=False)
+        super().__init__(self._loader(self.train, num_mel_bins, pin, is_training=True), valid)
 
     def _loader(
         self, clips: LabelledClips, num_mel_bins: int, pin: bool, is_training: bool
@@ -244,12 +232,8 @@ class TaggingData:
             seed=self.seed,
             is_training=is_training,
         )
-        batch = config.batch if is_training else _everything(config.batch)
+        batch = config.batch if is_training else every_clip(config.batch)
         return BatchLoader(dataset, BatchPlan(table, self.seed, batch), config.num_workers, pin)
-
-    def longest_batch(self, epoch: int, num_shares: int) -> TaggingBatch:
-        """Makes the training batch of an epoch that is largest with its padding."""
-        return self._train.longest(epoch, num_shares)
 
     def identity(self) -> dict[str, Any]:
         """Returns, as JSON, what decides which training batches come and what is in them."""
@@ -262,25 +246,3 @@ class TaggingData:
             "seed": self.seed,
             **settings,
         }
-
-    def steps_in_epoch(self, epoch: int, num_shares: int) -> int:
-        """Returns the number of training steps of an epoch, equal on all ranks."""
-        return self._train.plan.steps(epoch, num_shares)
-
-    def train_batches(
-        self, epoch: int, start_step: int, shares: range, num_shares: int
-    ) -> Iterator[TaggingBatch]:
-        """Yields this rank's augmented batches of an epoch from step `start_step` on."""
-        return self._train.train(epoch, start_step, shares, num_shares)
-
-    def valid_batches(self, rank: int, world_size: int) -> Iterator[TaggingBatch]:
-        """Yields this rank's share of the validation clips, each once, not augmented."""
-        if self._valid is None:
-            return iter(())
-        return self._valid.share(rank, world_size)
-
-
-def _everything(batch: BatchConfig) -> BatchConfig:
-    """Validation leaves out no clip, however short, and pads as little as possible."""
-    longest = batch.max_duration_s
-    return BatchConfig(longest, min_clip_s=0.0, max_clip_s=math.inf, duration_jitter=0.0)

@@ -7,8 +7,7 @@ number of workers nor a restart changes a value.
 """
 
 import dataclasses
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +26,7 @@ from spear.data.index.loader import BatchDataset, BatchLoader, Place
 from spear.data.index.plan import BatchConfig, BatchPlan
 from spear.data.index.shard_folder import ShardFolder
 from spear.errors import DataError
+from spear.finetune.data import FinetuneData, TensorBatch, every_clip
 from spear.finetune.spec_augment import SpecAugment, SpecAugmentConfig
 from spear.system.progress import get_logger
 from spear.system.rng import generator
@@ -67,7 +67,7 @@ class AsrDataConfig:
 
 
 @dataclass
-class AsrBatch:
+class AsrBatch(TensorBatch):
     """One rank's batch.
 
     Where clips come in two copies, row B / 2 + i is the other copy of row i.
@@ -91,22 +91,6 @@ class AsrBatch:
     token_lens: Tensor
     texts: list[str]
     num_copies: int = 1
-
-    def to(self, device: torch.device) -> "AsrBatch":
-        """Returns the batch with its tensors on `device`."""
-        moved = {
-            name: getattr(self, name).to(device, non_blocking=True)
-            for name in ("fbank", "fbank_lens", "tokens", "token_lens")
-        }
-        return dataclasses.replace(self, **moved)
-
-    def pin_memory(self) -> "AsrBatch":
-        """Returns the batch in page-locked memory, from where copies to a GPU do not block."""
-        pinned = {
-            name: getattr(self, name).pin_memory()
-            for name in ("fbank", "fbank_lens", "tokens", "token_lens")
-        }
-        return dataclasses.replace(self, **pinned)
 
 
 class TranscribedCuts:
@@ -248,7 +232,7 @@ class AsrDataset(BatchDataset[AsrBatch]):
         return fbank
 
 
-class AsrData:
+class AsrData(FinetuneData[AsrBatch]):
     """Training and validation batches of a run.
 
     Args:
@@ -283,17 +267,13 @@ class AsrData:
             plan = BatchPlan(ClipTable.of(cuts.durations), seed, batch)
             return BatchLoader(dataset, plan, config.num_workers, pin)
 
+        valid = None
+        if config.valid:
+            cuts = TranscribedCuts(config.valid, "valid", config.skip_untranscribed)
+            valid = loader(cuts, every_clip(config.batch), None)
+        super().__init__(loader(train, _room_for_augmentation(config), config), valid)
         self.config = config
         self.seed = seed
-        self._train = loader(train, _room_for_augmentation(config), config)
-        self._valid: BatchLoader[AsrBatch] | None = None
-        if config.valid:
-            valid = TranscribedCuts(config.valid, "valid", config.skip_untranscribed)
-            self._valid = loader(valid, _everything(config.batch), None)
-
-    def longest_batch(self, epoch: int, num_shares: int) -> AsrBatch:
-        """Makes the training batch of an epoch that is largest with its padding."""
-        return self._train.longest(epoch, num_shares)
 
     def identity(self) -> dict[str, Any]:
         """Returns, as JSON, what decides which training batches come and what is in them."""
@@ -309,22 +289,6 @@ class AsrData:
             "seed": self.seed,
         }
 
-    def steps_in_epoch(self, epoch: int, num_shares: int) -> int:
-        """Returns the number of training steps of an epoch, equal on all ranks."""
-        return self._train.plan.steps(epoch, num_shares)
-
-    def train_batches(
-        self, epoch: int, start_step: int, shares: range, num_shares: int
-    ) -> Iterator[AsrBatch]:
-        """Yields this rank's augmented batches of an epoch from step `start_step` on."""
-        return self._train.train(epoch, start_step, shares, num_shares)
-
-    def valid_batches(self, rank: int, world_size: int) -> Iterator[AsrBatch]:
-        """Yields this rank's share of the validation clips, each once, not augmented."""
-        if self._valid is None:
-            return iter(())
-        return self._valid.share(rank, world_size)
-
 
 def _noise_identity(config: NoiseConfig) -> dict[str, Any]:
     """Returns what decides the noise: the recordings, not where they lie."""
@@ -336,9 +300,3 @@ def _room_for_augmentation(config: AsrDataConfig) -> BatchConfig:
     """Lowers a batch's limit so that it holds with all copies at the slowest speed."""
     limit = config.batch.max_duration_s * min(1.0, *config.speeds) / config.consistency.num_copies
     return dataclasses.replace(config.batch, max_duration_s=limit)
-
-
-def _everything(batch: BatchConfig) -> BatchConfig:
-    """Validation leaves out no clip, however short or long, and pads as little as possible."""
-    longest = batch.max_duration_s
-    return BatchConfig(longest, min_clip_s=0.0, max_clip_s=math.inf, duration_jitter=0.0)

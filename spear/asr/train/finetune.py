@@ -1,8 +1,7 @@
 """`spear finetune-asr`: an encoder and transcribed shards in, a recogniser's run folder out.
 
-The encoder comes from an export (`init`), or has an export's architecture with fresh weights
-(`init_config`, for a baseline with the same budget), or is described here (`student`). The run
-folder holds all that decoding needs: configuration, tokenizer, checkpoints.
+What the encoder starts from says `spear.finetune.config`. The run folder holds all that decoding
+needs: configuration, tokenizer, checkpoints.
 """
 
 import os
@@ -19,31 +18,20 @@ from spear.asr.train.data import AsrData, AsrDataConfig, TranscribedCuts
 from spear.asr.train.task import AsrTask
 from spear.asr.train.transcripts import check_transcripts
 from spear.asr.transducer import TransducerConfig
-from spear.config import to_dict
-from spear.encoders.loading import from_pretrained
 from spear.errors import ConfigError
-from spear.finetune.encoder import EncoderStart, load_encoder, resolve_student
+from spear.finetune.config import FinetuneConfig, num_million_parameters
 from spear.system.files import remove_partials
 from spear.system.progress import get_logger
-from spear.training import TrainConfig, train
-from spear.zipformer import ZipformerConfig
 
 logger = get_logger(__name__)
 
 
 @dataclass
-class FinetuneAsrConfig:
+class FinetuneAsrConfig(FinetuneConfig):
     """Fine-tunes an encoder for speech recognition."""
 
     data: AsrDataConfig = field(default_factory=AsrDataConfig)
     """Recordings to train and validate on."""
-    init: str | None = None
-    """Export folder or hub id whose weights the encoder starts from; none: fresh weights."""
-    init_config: str | None = None
-    """Export folder or hub id whose architecture is taken, without its weights; instead of `init`
-    and `student`."""
-    student: ZipformerConfig = field(default_factory=ZipformerConfig)
-    """The encoder's architecture; used where neither `init` nor `init_config` is given."""
     output_downsampling_factor: Literal[1, 2] | None = None
     """1: CTC at 50 frames a second; 2: at 25; none: as the encoder was pre-trained."""
     layers: str = "last"
@@ -59,33 +47,14 @@ class FinetuneAsrConfig:
     """Sizes and losses of the transducer."""
     ctc_dropout: float = 0.1
     """Probability of dropout before the last layer."""
-    freeze_encoder_steps: int = 2000
-    """Steps during which only the head is trained; without `init` the encoder is never frozen."""
-    encoder_lr_scale: float = 0.05
-    """Factor on the encoder's learning rate; without `init` it is 1."""
-    schedule_offset: float = 100_000.0
-    """Where the encoder's schedules (dropout, layer skip, balancers) begin, in units of
-    `train.schedule_unit_s`: a pre-trained encoder has left their steep part behind. Without `init`
-    they begin at 0."""
-    profile: bool = False
-    """Trace 20 steps with torch's profiler into the run folder's profile/; `--profile` will do."""
-    train: TrainConfig = field(default_factory=TrainConfig)
-    """How long and how fast to train, and the run folder."""
 
     def __post_init__(self) -> None:
         """Refuses what does not fit together."""
-        if self.init is not None and self.init_config is not None:
-            raise ConfigError("give either init (with weights) or init_config (without), not both")
+        super().__post_init__()
         if not 0.0 <= self.ctc_dropout < 1.0:
             raise ConfigError(f"ctc_dropout is {self.ctc_dropout}: 0 or more and below 1, please")
         if self.tokenizer_from is not None and self.tokenizer != TokenizerConfig():
             raise ConfigError("tokenizer_from brings its own settings: leave out tokenizer")
-        self.encoder_start()
-
-    def encoder_start(self) -> EncoderStart:
-        """Returns how the encoder is treated."""
-        start = EncoderStart(self.freeze_encoder_steps, self.encoder_lr_scale, self.schedule_offset)
-        return EncoderStart() if self.init is None else start
 
 
 def run(config: FinetuneAsrConfig) -> None:
@@ -96,12 +65,12 @@ def run(config: FinetuneAsrConfig) -> None:
         CheckpointError: `init` cannot be loaded, or no checkpoint of the run is intact.
         ConfigError: Values do not fit the data, or the run folder holds another run.
     """
-    train(build_task(config), config.train, to_dict(config), profile=config.profile)
+    config.fit(build_task(config))
 
 
 def build_task(config: FinetuneAsrConfig) -> AsrTask:
     """Builds model and data, and puts the tokenizer into the run folder."""
-    student = resolve_student(config.init, config.init_config, config.student)
+    student = config.architecture()
     if config.output_downsampling_factor is not None:
         factor = config.output_downsampling_factor
         student = replace(student, output_downsampling_factor=factor)
@@ -121,15 +90,14 @@ def build_task(config: FinetuneAsrConfig) -> AsrTask:
         layers=config.layers,
         consistency_weight=config.data.consistency.weight,
     )
-    if config.init is not None:
-        load_encoder(model, from_pretrained(config.init).model.state_dict(), config.init)
+    config.start_model(model)
     data = AsrData(
         config.data,
         cuts,
         tokenizer=tokenizer,
         num_mel_bins=student.feature_dim,
         seed=config.train.seed,
-        pin=config.train.device != "cpu" and torch.cuda.is_available(),
+        pin=config.pins_memory,
     )
     _log_sizes(cuts, tokenizer, model)
     check_transcripts(cuts, tokenizer, model.encoder.num_output_frames).log()
@@ -177,5 +145,5 @@ def _log_sizes(cuts: TranscribedCuts, tokenizer: Tokenizer, model: AsrModel) -> 
         len(cuts),
         sum(cuts.durations) / 3600,
         tokenizer.vocab_size,
-        sum(parameter.numel() for parameter in model.parameters()) / 1e6,
+        num_million_parameters(model),
     )
