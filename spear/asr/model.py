@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spear.asr.apply.scoring import ErrorCounts, total_errors, word_errors
+from spear.asr.batch import AsrBatch
+from spear.asr.consistency import consistency_loss
+from spear.asr.ctc import CtcHead, CtcLoss, Hypothesis, ctc_loss, greedy_decode
 from spear.asr.layer_mix import LAST, LayerMix, idle_parameters, parse_layers, read_frames
-from spear.asr.search.ctc import CtcHead, CtcLoss, Hypothesis, ctc_loss, greedy_decode
+from spear.asr.scoring import ErrorCounts, total_errors, word_errors
 from spear.asr.tokenizer import Tokenizer, normalize
-from spear.asr.train.consistency import consistency_loss
-from spear.asr.train.data import AsrBatch
 from spear.encoders.frame_grid import HOP_MS, output_centre_ms
 from spear.training.task import LossTerm, Metric, StepOutput
 from spear.zipformer import Zipformer, ZipformerConfig

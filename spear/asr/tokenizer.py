@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from spear.asr.search.ctc import BLANK_ID
+from spear.asr.ctc import BLANK_ID
 from spear.errors import CheckpointError, ConfigError, DataError
 from spear.system.files import atomic_folder
 from spear.system.optional import require

@@ -12,13 +12,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from spear.asr.batch import AsrBatch
+from spear.asr.ctc import Hypothesis
 from spear.asr.layer_mix import LAST
 from spear.asr.model import AsrModel
 from spear.asr.rnnt.losses import prune, prune_ranges, rnnt_loss_pruned, rnnt_loss_smoothed
-from spear.asr.search.ctc import Hypothesis
 from spear.asr.search.transducer_search import greedy_search
 from spear.asr.tokenizer import Tokenizer
-from spear.asr.train.data import AsrBatch
 from spear.asr.transducer_modules import PROJECTION_SCALE, Decoder, Joiner
 from spear.errors import ConfigError
 from spear.training.task import LossTerm, Metric, StepOutput

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spear.asr.search.ctc import BLANK_ID
+from spear.asr.ctc import BLANK_ID
 from spear.zipformer.modules.initialization import scaled_linear
 from spear.zipformer.modules.regularizers import Balancer
 

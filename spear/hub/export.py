@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from spear import __version__
+from spear.asr.ctc import BLANK_ID
 from spear.asr.loading import (
     CTC_ARCHITECTURE,
     RECOGNIZER_KEY,
@@ -24,7 +25,6 @@ from spear.asr.loading import (
     names_in_folder,
 )
 from spear.asr.model import AsrModel
-from spear.asr.search.ctc import BLANK_ID
 from spear.encoders.config_json import MODEL_TYPE, released_fields
 from spear.encoders.encoder import SpearEncoder
 from spear.encoders.icefall import write_checkpoint

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from spear.zipformer.frames import Frames
+from spear.zipformer.kernels.recompute import recomputed
+from spear.zipformer.memory import LayerMemory, Remember, no_memory
 from spear.zipformer.modules.attention import AttentionWeights, NonlinAttention, SelfAttention
 from spear.zipformer.modules.bypass import Bypass, add_branch, draw_kept, mix
 from spear.zipformer.modules.convolution import ConvolutionModule
 from spear.zipformer.modules.feedforward import FeedForward
-from spear.zipformer.modules.memory import LayerMemory, Remember, no_memory
 from spear.zipformer.modules.norm import BiasNorm
-from spear.zipformer.modules.recompute import recomputed
 from spear.zipformer.modules.regularizers import Balancer, Whiten, whitening_schedule
 from spear.zipformer.schedule import FloatLike, ScheduledFloat
 

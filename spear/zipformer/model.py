@@ -11,7 +11,7 @@ from spear.errors import DataError
 from spear.zipformer.config import ZipformerConfig
 from spear.zipformer.frames import Frames
 from spear.zipformer.layer import LayerShape
-from spear.zipformer.modules.memory import LayerMemory
+from spear.zipformer.memory import LayerMemory
 from spear.zipformer.modules.resampling import Downsample, match_channels, upsample, widest
 from spear.zipformer.schedule import FloatLike, ScheduledFloat
 from spear.zipformer.stack import DownsampledStack, ZipformerStack

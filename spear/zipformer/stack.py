@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from spear.zipformer.frames import Frames
+from spear.zipformer.kernels.recompute import recomputed
 from spear.zipformer.layer import LayerShape, ZipformerLayer
+from spear.zipformer.memory import LayerMemory
 from spear.zipformer.modules.bypass import Bypass, mix
-from spear.zipformer.modules.memory import LayerMemory
 from spear.zipformer.modules.positions import RelativePositions
-from spear.zipformer.modules.recompute import recomputed
 from spear.zipformer.modules.resampling import Downsample, upsample
 from spear.zipformer.schedule import FloatLike, ScheduledFloat
 

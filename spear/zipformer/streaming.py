@@ -17,8 +17,8 @@ from spear.errors import ConfigError, DataError
 from spear.zipformer.config import ZipformerConfig
 from spear.zipformer.frames import StreamFrames
 from spear.zipformer.layer import ZipformerLayer
+from spear.zipformer.memory import LayerMemory
 from spear.zipformer.model import Zipformer
-from spear.zipformer.modules.memory import LayerMemory
 from spear.zipformer.stack import DownsampledStack, ZipformerStack
 from spear.zipformer.subsampling import LOG_EPS, PAD_LEFT, PAD_RIGHT, num_subsampled
 

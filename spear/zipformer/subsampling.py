@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from spear.zipformer.config import ZipformerConfig
 from spear.zipformer.frames import Frames
+from spear.zipformer.kernels.depthwise import depthwise_conv
+from spear.zipformer.kernels.gradients import ScaleGrad
+from spear.zipformer.kernels.recompute import recomputed
 from spear.zipformer.modules.activations import (
     SWOOSH_L,
     SWOOSH_R,
@@ -16,11 +19,8 @@ from spear.zipformer.modules.activations import (
     swoosh_linear,
 )
 from spear.zipformer.modules.bypass import add_branch, draw_kept
-from spear.zipformer.modules.depthwise import depthwise_conv
-from spear.zipformer.modules.gradients import ScaleGrad
 from spear.zipformer.modules.initialization import scale_initial
 from spear.zipformer.modules.norm import BiasNorm
-from spear.zipformer.modules.recompute import recomputed
 from spear.zipformer.modules.regularizers import Balancer, Whiten
 from spear.zipformer.schedule import FloatLike, ScheduledFloat
 

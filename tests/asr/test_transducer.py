@@ -9,13 +9,13 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from spear.asr.apply.recognize import transcribe
+from spear.asr.apply.search import SearchConfig
+from spear.asr.batch import AsrBatch
 from spear.asr.loading import load_asr_model
 from spear.asr.model import AsrModel
 from spear.asr.rnnt.losses import rnnt_loss
 from spear.asr.search.ctc_beam import BeamConfig
-from spear.asr.search.search import SearchConfig
 from spear.asr.tokenizer import Tokenizer, TokenizerConfig
-from spear.asr.train.data import AsrBatch
 from spear.asr.train.finetune import run as finetune
 from spear.asr.transducer import TransducerConfig, TransducerModel
 from spear.asr.transducer_modules import Decoder, Joiner

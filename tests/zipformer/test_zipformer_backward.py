@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spear.zipformer.frames import Frames
-from spear.zipformer.modules import activations, attention_scores, depthwise, recompute
+from spear.zipformer.kernels import depthwise, recompute
+from spear.zipformer.kernels.recompute import recomputed
+from spear.zipformer.modules import activations, attention_scores
 from spear.zipformer.modules.activations import (
     SWOOSH_L,
     SWOOSH_R,
@@ -19,7 +21,6 @@ from spear.zipformer.modules.activations import (
     swoosh_backward,
 )
 from spear.zipformer.modules.attention_scores import Projections, attention_weights
-from spear.zipformer.modules.recompute import recomputed
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +76,7 @@ def test_swoosh_hides_no_broken_number() -> None:
 
 def test_compiled_loops_give_the_same_bits_with_any_number_of_threads() -> None:
     pytest.importorskip("numba")
-    from spear.zipformer.modules import depthwise_loops, swoosh_loops
+    from spear.zipformer.kernels import depthwise_loops, swoosh_loops
 
     x, grad = torch.randn(3, 41, 20, 48), torch.randn(3, 37, 18, 48)
     threads, results = torch.get_num_threads(), []

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from spear.zipformer.kernels.gradients import ScaleGrad, _LimitValue, limit_value
 from spear.zipformer.modules import regularizers
-from spear.zipformer.modules.gradients import ScaleGrad, _LimitValue, limit_value
 from spear.zipformer.modules.regularizers import (
     Balancer,
     BalancerLimits,

@@ -14,17 +14,17 @@ from typing import Any
 
 from spear.asr.apply.error_report import SplitResult, write_report
 from spear.asr.apply.recognize import recognize
-from spear.asr.apply.scoring import (
+from spear.asr.apply.search import Search, SearchConfig
+from spear.asr.apply.utterances import Recording, from_shards
+from spear.asr.loading import is_model_folder, load_asr_model
+from spear.asr.model import AsrModel, Transcript
+from spear.asr.scoring import (
     ErrorCounts,
     Recognition,
     total_errors,
     write_recognitions,
     write_score_files,
 )
-from spear.asr.apply.utterances import Recording, from_shards
-from spear.asr.loading import is_model_folder, load_asr_model
-from spear.asr.model import AsrModel, Transcript
-from spear.asr.search.search import Search, SearchConfig
 from spear.asr.tokenizer import normalize
 from spear.data.index.shard_folder import ShardFolder
 from spear.errors import ConfigError, DataError

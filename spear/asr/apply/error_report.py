@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spear.asr.apply.scoring import ErrorCounts, Recognition, Scores, word_errors
+from spear.asr.scoring import ErrorCounts, Recognition, Scores, word_errors
 from spear.system.markdown import (
     code,
     embed_picture,

@@ -13,9 +13,9 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from spear.asr.apply.long_recordings import Window, WindowConfig, cut_windows
+from spear.asr.apply.search import Search, SearchConfig
 from spear.asr.apply.utterances import Recording, from_array
 from spear.asr.model import AsrModel, Transcript
-from spear.asr.search.search import Search, SearchConfig
 from spear.audio import LOG_EPS, Fbank
 from spear.data.index.packing import pack
 from spear.encoders.windows import FBANK_HZ, FBANK_PER_FRAME, rows_of

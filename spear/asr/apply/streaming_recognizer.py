@@ -7,8 +7,8 @@ the whole recording; memory does not grow with it, apart from the text.
 import torch
 from torch import Tensor
 
+from spear.asr.apply.search import begin_greedy
 from spear.asr.model import AsrModel, Transcript
-from spear.asr.search.search import begin_greedy
 from spear.audio import Fbank
 from spear.audio.checks import check_samples
 from spear.audio.fbank_stream import FbankStream

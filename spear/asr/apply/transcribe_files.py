@@ -16,12 +16,12 @@ import torch
 
 from spear.asr.apply.long_recordings import WindowConfig
 from spear.asr.apply.recognize import recognize
+from spear.asr.apply.search import Search, SearchConfig
 from spear.asr.apply.streaming_recognizer import StreamingRecognizer
 from spear.asr.apply.subtitles import as_json, as_srt, subtitle_lines, words_of
 from spear.asr.apply.utterances import from_file
 from spear.asr.loading import load_asr_model
 from spear.asr.model import AsrModel, Transcript
-from spear.asr.search.search import Search, SearchConfig
 from spear.asr.tokenizer import Tokenizer
 from spear.audio import SAMPLE_RATE_HZ, check_audio
 from spear.audio.io import AudioParts

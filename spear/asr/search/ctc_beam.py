@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from spear.asr.search.ctc import BLANK_ID, PART_FRAMES, Hypothesis
+from spear.asr.ctc import BLANK_ID, PART_FRAMES, Hypothesis
 from spear.asr.search.hotwords import Hotwords
 from spear.asr.search.ngram import dictionary_of, load_ngram, read_words
 from spear.asr.tokenizer import Tokenizer

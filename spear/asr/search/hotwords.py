@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from spear.asr.search.ctc import BLANK_ID
+from spear.asr.ctc import BLANK_ID
 from spear.asr.tokenizer import Tokenizer
 from spear.errors import ConfigError, DataError
 from spear.system.progress import get_logger

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spear.asr.search.ctc import BLANK_ID, Hypothesis
+from spear.asr.ctc import BLANK_ID, Hypothesis
 from spear.asr.search.hotwords import Hotwords
 from spear.asr.transducer_modules import Decoder, Joiner
 from spear.errors import ConfigError

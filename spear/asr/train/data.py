@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from spear.asr.batch import AsrBatch
+from spear.asr.consistency import ConsistencyConfig
 from spear.asr.tokenizer import Tokenizer
 from spear.asr.train.augment import check_speeds, perturb_speed
-from spear.asr.train.consistency import ConsistencyConfig
 from spear.asr.train.noise import NoiseConfig, open_noise
 from spear.audio import LOG_EPS, Fbank
 from spear.data.index.clip_table import ClipTable
@@ -26,7 +27,7 @@ from spear.data.index.loader import BatchDataset, BatchLoader, Place
 from spear.data.index.plan import BatchConfig, BatchPlan
 from spear.data.index.shard_folder import ShardFolder
 from spear.errors import DataError
-from spear.finetune.data import FinetuneData, TensorBatch, every_clip
+from spear.finetune.data import FinetuneData, every_clip
 from spear.finetune.spec_augment import SpecAugment, SpecAugmentConfig
 from spear.system.progress import get_logger
 from spear.system.rng import generator
@@ -64,33 +65,6 @@ class AsrDataConfig:
         """Refuses values outside their ranges."""
         self.speeds = tuple(self.speeds)
         check_speeds(self.speeds)
-
-
-@dataclass
-class AsrBatch(TensorBatch):
-    """One rank's batch.
-
-    Where clips come in two copies, row B / 2 + i is the other copy of row i.
-
-    Attributes:
-        ids: B cut ids.
-        audio_s: Seconds of audio in it, without padding; copies count once.
-        fbank: (B, T, M) float32 log-mel, `LOG_EPS` beyond the lengths.
-        fbank_lens: (B,) int64, valid fbank frames.
-        tokens: (B, L) int64 token ids, 0 beyond the lengths.
-        token_lens: (B,) int64, labels of each utterance.
-        texts: B transcripts as the data has them.
-        num_copies: Rows of each clip, 1 or 2.
-    """
-
-    ids: list[str]
-    audio_s: float
-    fbank: Tensor
-    fbank_lens: Tensor
-    tokens: Tensor
-    token_lens: Tensor
-    texts: list[str]
-    num_copies: int = 1
 
 
 class TranscribedCuts:

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from spear.asr.batch import AsrBatch
+from spear.asr.ctc import num_frames_needed
 from spear.asr.model import AsrModel
-from spear.asr.search.ctc import num_frames_needed
-from spear.asr.train.data import AsrBatch, AsrData
+from spear.asr.train.data import AsrData
 from spear.asr.transducer import TransducerModel
 from spear.finetune.encoder import EncoderStart
 from spear.finetune.task import FinetuneTask

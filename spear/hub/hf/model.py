@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput, SequenceClassifierOutput
 from transformers.utils.generic import ModelOutput
 
-from spear.asr.search.ctc import BLANK_ID, ctc_loss, greedy_decode
+from spear.asr.ctc import BLANK_ID, ctc_loss, greedy_decode
 from spear.encoders.encoder import SpearEncoder
 from spear.errors import ConfigError
 from spear.hub.hf.config import SpearConfig

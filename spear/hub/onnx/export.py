@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spear import __version__
-from spear.asr.search.ctc import BLANK_ID
+from spear.asr.ctc import BLANK_ID
 from spear.audio.checks import FRAME_HOP
 from spear.audio.fbank import HIGH_HZ, LOW_HZ, SAMPLE_RATE_HZ
 from spear.errors import CheckpointError

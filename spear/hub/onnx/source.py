@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spear.asr.ctc import CtcHead
 from spear.asr.loading import (
     TOKENIZER_FOLDER,
     is_model_folder,
     is_recognizer,
     load_asr_model,
 )
-from spear.asr.search.ctc import CtcHead
 from spear.encoders.loading import WEIGHTS_FILE, from_pretrained, resolve_folder
 from spear.errors import CheckpointError
 from spear.hub.onnx.graph import OnnxGraph

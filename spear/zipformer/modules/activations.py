@@ -38,7 +38,7 @@ def _swoosh(x: Tensor, shape: SwooshShape) -> Tensor:
     Not to be differentiated by autograd: see `swoosh`.
     """
     if _has_loops(x):
-        from spear.zipformer.modules.swoosh_loops import swoosh as compiled_swoosh
+        from spear.zipformer.kernels.swoosh_loops import swoosh as compiled_swoosh
 
         y: Tensor = compiled_swoosh(x, *shape)
         return y
@@ -49,7 +49,7 @@ def _swoosh(x: Tensor, shape: SwooshShape) -> Tensor:
 def swoosh_backward(x: Tensor, grad: Tensor, shape: SwooshShape) -> Tensor:
     """Returns the activation of x, and multiplies `grad`, shaped like x, in place by its slope."""
     if _has_loops(x, grad):
-        from spear.zipformer.modules.swoosh_loops import swoosh_backward as compiled_backward
+        from spear.zipformer.kernels.swoosh_loops import swoosh_backward as compiled_backward
 
         y: Tensor = compiled_backward(x, grad, *shape)
         return y
@@ -86,7 +86,7 @@ class _Swoosh(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         if _has_loops(x, grad):
-            from spear.zipformer.modules.swoosh_loops import swoosh_gradient
+            from spear.zipformer.kernels.swoosh_loops import swoosh_gradient
 
             return swoosh_gradient(x, grad, ctx.shape.offset), None
         return swoosh_derivative(x, ctx.shape).mul_(grad), None

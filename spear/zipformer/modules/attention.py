@@ -3,6 +3,8 @@
 from torch import Tensor, nn
 
 from spear.zipformer.frames import Frames
+from spear.zipformer.kernels.recompute import recomputed
+from spear.zipformer.memory import Remember, no_memory
 from spear.zipformer.modules.attention_scores import (
     Projections,
     SharedWeights,
@@ -10,8 +12,6 @@ from spear.zipformer.modules.attention_scores import (
     split_heads,
 )
 from spear.zipformer.modules.initialization import scaled_linear
-from spear.zipformer.modules.memory import Remember, no_memory
-from spear.zipformer.modules.recompute import recomputed
 from spear.zipformer.modules.regularizers import Balancer, Whiten, whitening_schedule
 from spear.zipformer.schedule import ScheduledFloat, chance
 

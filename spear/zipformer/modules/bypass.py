@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from spear.zipformer.modules.gradients import limit_value
+from spear.zipformer.kernels.gradients import limit_value
 from spear.zipformer.schedule import ScheduledFloat
 
 

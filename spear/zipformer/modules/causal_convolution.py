@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spear.zipformer.frames import Frames
-from spear.zipformer.modules.memory import Remember, no_memory
+from spear.zipformer.memory import Remember, no_memory
 
 
 class ChunkCausalDepthwiseConv1d(nn.Module):

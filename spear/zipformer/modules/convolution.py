@@ -3,11 +3,11 @@
 from torch import Tensor, nn
 
 from spear.zipformer.frames import Frames
+from spear.zipformer.kernels.depthwise import depthwise_conv
+from spear.zipformer.kernels.recompute import recomputed
+from spear.zipformer.memory import Remember, no_memory
 from spear.zipformer.modules.activations import SWOOSH_R, SwooshDropoutLinear
 from spear.zipformer.modules.causal_convolution import ChunkCausalDepthwiseConv1d
-from spear.zipformer.modules.depthwise import depthwise_conv
-from spear.zipformer.modules.memory import Remember, no_memory
-from spear.zipformer.modules.recompute import recomputed
 from spear.zipformer.modules.regularizers import Balancer, Whiten, whitening_schedule
 from spear.zipformer.schedule import ScheduledFloat
 

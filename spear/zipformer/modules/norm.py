@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from spear.zipformer.modules.gradients import limit_value
+from spear.zipformer.kernels.gradients import limit_value
 
 _LOG_SCALE_LIMITS = (-1.5, 1.5)
 _MIN_MEAN_SQUARE = 1e-20

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spear.zipformer.frames import Frames
-from spear.zipformer.modules.recompute import recomputed
+from spear.zipformer.kernels.recompute import recomputed
 
 
 class Downsample(nn.Module):

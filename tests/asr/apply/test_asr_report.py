@@ -4,7 +4,7 @@ import pytest
 
 from spear.asr.apply.decode import DecodeConfig, run
 from spear.asr.apply.error_report import NUM_WORST, SplitResult, group_by_length, write_report
-from spear.asr.apply.scoring import ErrorCounts, Recognition, score
+from spear.asr.scoring import ErrorCounts, Recognition, score
 
 RESULTS = [
     Recognition("utt2", "ONE TWO THREE", "ONE TOO FOUR", "anna"),

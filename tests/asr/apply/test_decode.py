@@ -10,9 +10,9 @@ import torch
 
 from spear.asr.apply.decode import DecodeConfig, run
 from spear.asr.apply.recognize import transcribe
+from spear.asr.apply.search import SearchConfig
 from spear.asr.loading import load_asr_model
 from spear.asr.model import AsrModel
-from spear.asr.search.search import SearchConfig
 from spear.asr.tokenizer import Tokenizer, TokenizerConfig
 from spear.audio import Fbank
 from spear.cli import main

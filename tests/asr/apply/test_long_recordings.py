@@ -5,11 +5,11 @@ import torch
 
 from spear.asr.apply.long_recordings import Window, WindowConfig, cut_windows
 from spear.asr.apply.recognize import recognize
+from spear.asr.apply.search import Search, SearchConfig
 from spear.asr.apply.utterances import from_array
 from spear.asr.model import AsrModel
 from spear.asr.search.ctc_beam import BeamConfig
 from spear.asr.search.hotwords import HotwordsConfig
-from spear.asr.search.search import Search, SearchConfig
 from spear.asr.tokenizer import Tokenizer, TokenizerConfig
 from spear.asr.transducer import TransducerConfig, TransducerModel
 from spear.audio import Fbank, num_fbank_frames

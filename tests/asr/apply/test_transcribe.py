@@ -7,11 +7,11 @@ import soundfile
 import torch
 
 from spear.asr.apply.recognize import transcribe
+from spear.asr.apply.search import SearchConfig
 from spear.asr.apply.streaming_recognizer import StreamingRecognizer
 from spear.asr.apply.transcribe_files import TranscribeConfig, run
 from spear.asr.loading import load_asr_model
 from spear.asr.model import AsrModel
-from spear.asr.search.search import SearchConfig
 from spear.asr.tokenizer import Tokenizer, TokenizerConfig
 from spear.asr.transducer import TransducerConfig, TransducerModel
 from spear.errors import ConfigError, DataError

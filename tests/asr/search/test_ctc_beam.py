@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from spear.asr.search.ctc import greedy_decode
+from spear.asr.ctc import greedy_decode
 from spear.asr.search.ctc_beam import BeamConfig, CtcBeamSearch
 from spear.asr.search.ngram import read_words
 from spear.asr.tokenizer import Tokenizer, TokenizerConfig

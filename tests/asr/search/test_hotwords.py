@@ -9,9 +9,9 @@ import torch
 from test_ctc_beam import labellings, spoken
 from test_transducer_decode import all_transcripts, make_networks
 
+from spear.asr.apply.search import SearchConfig
 from spear.asr.search.ctc_beam import BeamConfig, CtcBeamSearch
 from spear.asr.search.hotwords import Hotwords, HotwordsConfig, load_hotwords
-from spear.asr.search.search import SearchConfig
 from spear.asr.search.transducer_search import beam_search
 from spear.asr.tokenizer import Tokenizer, TokenizerConfig
 from spear.errors import ConfigError, DataError

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from spear.asr.search.ctc import Hypothesis
+from spear.asr.ctc import Hypothesis
 from spear.asr.search.transducer_search import TransducerGreedy, beam_search, greedy_search
 from spear.asr.transducer_modules import Decoder, Joiner
 from spear.errors import ConfigError

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from spear.asr.consistency import ConsistencyConfig
 from spear.asr.tokenizer import Tokenizer, TokenizerConfig
-from spear.asr.train.consistency import ConsistencyConfig
 from spear.asr.train.data import AsrData, AsrDataConfig, TranscribedCuts
 from spear.asr.train.noise import NoiseAdder, NoiseConfig, open_noise
 from spear.data.index.plan import BatchConfig

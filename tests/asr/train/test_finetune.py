@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 import spear
+from spear.asr.apply.search import Search, SearchConfig
+from spear.asr.consistency import ConsistencyConfig
 from spear.asr.loading import load_asr_model
 from spear.asr.search.ctc_beam import BeamConfig
-from spear.asr.search.search import Search, SearchConfig
 from spear.asr.tokenizer import TokenizerConfig
-from spear.asr.train.consistency import ConsistencyConfig
 from spear.asr.train.finetune import FinetuneAsrConfig, build_task, prepare_tokenizer, run
 from spear.asr.transducer import TransducerConfig
 from spear.config import load_config

@@ -17,9 +17,9 @@ from torch import Tensor
 from spear.asr.apply.decode import DecodeConfig
 from spear.asr.apply.decode import run as decode
 from spear.asr.apply.recognize import transcribe
+from spear.asr.apply.search import Search, SearchConfig
 from spear.asr.loading import load_asr_model
 from spear.asr.model import AsrModel
-from spear.asr.search.search import Search, SearchConfig
 from spear.asr.tokenizer import Tokenizer
 from spear.asr.transducer import TransducerConfig, TransducerModel
 from spear.errors import CheckpointError, ConfigError

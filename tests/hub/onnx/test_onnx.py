@@ -14,9 +14,9 @@ import soundfile
 import torch
 from torch import Tensor, nn
 
+from spear.asr.ctc import greedy_decode
 from spear.asr.loading import TOKENIZER_FOLDER, load_asr_model
 from spear.asr.model import AsrModel
-from spear.asr.search.ctc import greedy_decode
 from spear.asr.tokenizer import Tokenizer, TokenizerConfig
 from spear.audio import Fbank
 from spear.config import parse_config

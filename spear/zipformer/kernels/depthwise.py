@@ -23,7 +23,7 @@ class _DepthwiseConv(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        from spear.zipformer.modules.depthwise_loops import kernel_gradient
+        from spear.zipformer.kernels.depthwise_loops import kernel_gradient
 
         x, weight = ctx.saved_tensors
         grad = grad.contiguous()

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from spear.asr.search.ctc import CtcHead, ctc_loss, greedy_decode, num_frames_needed
+from spear.asr.ctc import CtcHead, ctc_loss, greedy_decode, num_frames_needed
 
 
 def collapse(frames):

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from spear.asr.apply.scoring import (
+from spear.asr.scoring import (
     GAP,
     ErrorCounts,
     Recognition,

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from spear.asr.train.consistency import ConsistencyConfig, consistency_loss
+from spear.asr.consistency import ConsistencyConfig, consistency_loss
 from spear.errors import ConfigError
 from spear.finetune.spec_augment import SpecAugmentConfig
 

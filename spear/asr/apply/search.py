@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from spear.asr.ctc import PART_FRAMES, CtcGreedy, Hypothesis
 from spear.asr.model import AsrModel, Transcript
-from spear.asr.search.ctc import PART_FRAMES, CtcGreedy, Hypothesis
 from spear.asr.search.ctc_beam import BeamConfig, CtcBeamSearch
 from spear.asr.search.hotwords import HotwordsConfig, load_hotwords
 from spear.asr.search.transducer_search import TransducerGreedy, beam_search
