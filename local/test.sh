@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lint, types and tests, with the environment of the checkout, which is set up on the first call.
+# Lint, types, and tests, with the environment of the checkout, which is set up on the first call.
 #
 #   local/test.sh
 #   local/test.sh --only lint
@@ -12,13 +12,13 @@ ROOT="$(cd -- "$(dirname -- "$0")/.." && pwd)"
 # shellcheck source=local/common.sh
 . "$ROOT/local/common.sh"
 
-only=all              # all, lint, types, shell or tests
+only=all              # all, lint, types, shell, numbers or tests
 jobs=2                # processes that run tests
 tests=""              # file or folder of tests; all where empty
 # shellcheck source=local/parse_options.sh
 . "$ROOT/local/parse_options.sh"
-[[ "$only" =~ ^(all|lint|types|shell|tests)$ ]] ||
-  die "--only is all, lint, types, shell or tests, not '$only'"
+[[ "$only" =~ ^(all|lint|types|shell|numbers|tests)$ ]] ||
+  die "--only is all, lint, types, shell, numbers or tests, not '$only'"
 # shellcheck source=local/setup_env.sh
 . "$ROOT/local/setup_env.sh"
 cd "$ROOT" || die "cannot enter $ROOT"
@@ -65,9 +65,22 @@ pytest() {
   "$SPEAR_PYTHON" -m pytest -n "$jobs" --dist loadgroup ${tests:+"$tests"}
 }
 
+# What compares numbers, with the vector instructions of other processors, and with two threads.
+numbers() {
+  local capability status=0 threads=2
+  for capability in default avx2; do
+    printf 'ATEN_CPU_CAPABILITY=%s, threads: %s\n' "$capability" "$threads"
+    ATEN_CPU_CAPABILITY="$capability" SPEAR_TEST_THREADS="$threads" \
+      "$SPEAR_PYTHON" -m pytest -n "$jobs" --dist loadgroup -m numbers || status=1
+    threads=1
+  done
+  return "$status"
+}
+
 part lint lint
 part types types
 part shell shell
+part numbers numbers
 # Before the tests, so that their closing line is the last one.
 if ((${#failed[@]} > 0)); then printf '\nfailed: %s\n' "${failed[*]}" >&2; fi
 part tests pytest

@@ -13,10 +13,40 @@ from spear.errors import MissingPackageError
 ROOT = Path(__file__).resolve().parent.parent
 
 
+NUMBERS = (
+    "asr/rnnt",
+    "asr/search",
+    "asr/test_consistency.py",
+    "asr/test_ctc.py",
+    "asr/apply/test_long_recordings.py",
+    "audio/test_fbank.py",
+    "encoders",
+    "hub/onnx",
+    "mvq/quantizers",
+    "mvq/search",
+    "optim",
+    "pretrain/test_pretrain_model.py",
+    "pretrain/test_token_loss.py",
+    "teachers",
+    "training/test_loss_normalizer.py",
+    "zipformer",
+)
+"""Tests whose point is a number that another processor rounds otherwise; `local/test.sh` runs them
+with the vector instructions of several."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests that compare numbers."""
+    places = [ROOT / "tests" / name for name in NUMBERS]
+    for item in items:
+        if any(item.path.is_relative_to(place) for place in places):
+            item.add_marker(pytest.mark.numbers)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _few_threads() -> None:
     """The models here are tiny: one thread each is fastest, and parallel workers do not fight."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("SPEAR_TEST_THREADS", "1")))
 
 
 @pytest.fixture

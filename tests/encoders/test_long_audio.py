@@ -185,9 +185,9 @@ def test_wrong_rates_and_windows_are_refused() -> None:
 
 @torch.no_grad()
 def test_batches_of_any_lengths_give_what_each_gives_alone() -> None:
-    """From 0.05 s to 60 s, drawn anew in every run; the seed is in the message of a failure."""
-    seed = int(torch.seed() % 2**31)
-    generator = torch.Generator().manual_seed(seed)
+    """From 0.05 s to 60 s."""
+    generator = torch.Generator().manual_seed(5)
+    torch.manual_seed(5)
     model = encoder(encoder_dim=16, encoder_unmasked_dim=16, num_heads=1, feedforward_dim=16)
     span = torch.log(torch.tensor(60.0 / 0.05))
     for _ in range(2):
@@ -207,7 +207,7 @@ def test_batches_of_any_lengths_give_what_each_gives_alone() -> None:
                 strict=True,
             ):
                 difference = float((ours[row, :num_frames] - theirs[0]).abs().max())
-                assert difference < 1e-4, (seed, lens.tolist(), row, difference)
+                assert difference < 1e-4, (lens.tolist(), row, difference)
 
 
 @pytest.mark.parametrize("changes", [{}, {"output_downsampling_factor": 2}], ids=["50 Hz", "25 Hz"])

@@ -47,8 +47,7 @@ def pooling(_: bool) -> Run:
 @pytest.mark.parametrize("build", [convolution, attention, layer, pooling])
 @pytest.mark.parametrize("causal", [False, True], ids=["", "causal"])
 def test_random_lengths_and_wild_padding(build: Callable[[bool], Run], causal: bool) -> None:
-    seed = int(torch.seed() % 2**31)
-    torch.manual_seed(seed)
+    torch.manual_seed(5)
     run = build(causal)
     for _ in range(5):
         lens = torch.randint(1, 70, (4,))
@@ -62,14 +61,13 @@ def test_random_lengths_and_wild_padding(build: Callable[[bool], Run], causal: b
             alone = run(x[row : row + 1, :length], Frames(one, length, **chunks))
             ours = together[row, : alone.shape[1]]
             difference = float((ours - alone[0]).abs().max())
-            assert difference < 1e-4, (seed, lens.tolist(), row, difference)
+            assert difference < 1e-4, (lens.tolist(), row, difference)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("frontend_pad", [True, False])
 def test_the_front_end_is_blind_to_padding(frontend_pad: bool) -> None:
-    seed = int(torch.seed() % 2**31)
-    torch.manual_seed(seed)
+    torch.manual_seed(5)
     config = ZipformerConfig(feature_dim=20, encoder_dim=(DIM,), encoder_unmasked_dim=(DIM,),
                              embed_channels=(2, 4, 8), frontend_pad=frontend_pad)  # fmt: skip
     module = Conv2dSubsampling(config, 0.0).eval()
@@ -83,4 +81,4 @@ def test_the_front_end_is_blind_to_padding(frontend_pad: bool) -> None:
             alone = module(fbank[row : row + 1, :length], torch.tensor([length]))[0][0]
             assert len(alone) == int(out_lens[row])
             difference = float((together[row, : len(alone)] - alone).abs().max())
-            assert difference < 1e-4, (seed, lens.tolist(), row, difference)
+            assert difference < 1e-4, (lens.tolist(), row, difference)
