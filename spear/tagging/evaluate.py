@@ -8,15 +8,13 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
 
 from spear.audio import SAMPLE_RATE_HZ
-from spear.errors import ConfigError, SpearError
+from spear.data.index.loader import made_in_order
+from spear.errors import ConfigError
 from spear.system import ledger
 from spear.system.device import choose_device
 from spear.system.files import atomic_path, write_json
@@ -128,48 +126,13 @@ def tag_clips(
     ids: list[str] = []
 
     def audio() -> Iterator[NDArray[np.float32]]:
-        for cut_id, samples in _read(clips, settings.num_workers):
+        for cut_id, samples in made_in_order(clips.read, len(clips), settings.num_workers):
             ids.append(cut_id)
             yield samples
 
     found = progress(tagger.probabilities(audio()), "evaluate", len(clips))
     probabilities = np.stack(list(found))
     return ids, probabilities
-
-
-class _Clips(Dataset[Any]):
-    """Clips, read in a worker; a user's error is returned, as a raised one would lose its line."""
-
-    def __init__(self, clips: LabelledClips) -> None:
-        self.clips = clips
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def __getitem__(self, number: int) -> Any:
-        try:
-            return self.clips.read(number)
-        except SpearError as error:
-            return error
-
-
-def _read(clips: LabelledClips, num_workers: int) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    loader: DataLoader[Any] = DataLoader(
-        _Clips(clips),
-        batch_size=None,
-        shuffle=False,
-        num_workers=num_workers,
-        collate_fn=_as_it_is,
-        generator=torch.Generator(),  # the global one is not ours to draw from
-    )
-    for item in loader:
-        if isinstance(item, SpearError):
-            raise item
-        yield item
-
-
-def _as_it_is(item: Any) -> Any:
-    return item
 
 
 def _write_scores(

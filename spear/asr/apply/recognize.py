@@ -4,22 +4,20 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset
 
 from spear.asr.apply.long_recordings import Window, WindowConfig, cut_windows
 from spear.asr.apply.search import Search, SearchConfig
 from spear.asr.apply.utterances import Recording, from_array
 from spear.asr.model import AsrModel, Transcript
 from spear.audio import LOG_EPS, Fbank
+from spear.data.index.loader import made_in_order
 from spear.data.index.packing import pack
 from spear.encoders.windows import FBANK_HZ, FBANK_PER_FRAME, rows_of
-from spear.errors import SpearError
 from spear.system.progress import progress
 
 
@@ -74,11 +72,13 @@ def recognize(
     batches = list(_packed(list(cut_windows(recordings, order, cut)), batch_s))
     found: dict[int, list[Transcript]] = {}
     encoded: dict[int, list[Tensor]] = defaultdict(list)
-    features = _read(recordings, batches, search.model.encoder.config.feature_dim, num_workers)
+    fbank = Fbank(num_mel_bins=search.model.encoder.config.feature_dim)
+    make = _Features(recordings, batches, fbank)
+    features = made_in_order(make, len(batches), num_workers)
     if label is not None:
         features = progress(features, label, total=len(batches))
-    for batch, (fbank, lens) in zip(batches, features, strict=True):
-        for window, frames in zip(batch, _encode(search.model, batch, fbank, lens), strict=True):
+    for batch, (x, lens) in zip(batches, features, strict=True):
+        for window, frames in zip(batch, _encode(search.model, batch, x, lens), strict=True):
             encoded[window.number].append(frames)
         ended = [window for window in batch if window.is_last]
         whole = [torch.cat(encoded.pop(window.number)) for window in ended]
@@ -116,29 +116,9 @@ def _encode(model: AsrModel, batch: Sequence[Window], fbank: Tensor, lens: Tenso
     ]
 
 
-def _read(
-    recordings: Sequence[Recording],
-    batches: Sequence[Sequence[Window]],
-    num_mel_bins: int,
-    num_workers: int,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields the features of every batch, (B, T, M) float32, and their lengths (B,) int64."""
-    loader: DataLoader[Any] = DataLoader(
-        _Features(recordings, batches, Fbank(num_mel_bins=num_mel_bins)),
-        batch_size=None,
-        shuffle=False,
-        num_workers=min(num_workers, len(batches)),
-        generator=torch.Generator(),  # the global one is not ours to draw from
-    )
-    for features in loader:
-        if isinstance(features, SpearError):
-            raise features
-        yield features
-
-
 @dataclass(frozen=True)
-class _Features(Dataset[Any]):
-    """Features, computed in a worker; a user's error is returned: a raised one would lose its line.
+class _Features:
+    """Computes the features of batches, in a worker.
 
     Attributes:
         recordings: What can be read.
@@ -150,13 +130,8 @@ class _Features(Dataset[Any]):
     batches: Sequence[Sequence[Window]]
     fbank: Fbank
 
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, batch: int) -> tuple[Tensor, Tensor] | SpearError:
-        try:
-            parts = [w.fbank(self.recordings[w.number], self.fbank) for w in self.batches[batch]]
-        except SpearError as error:
-            return error
+    def __call__(self, batch: int) -> tuple[Tensor, Tensor]:
+        """Returns the features of a batch, (B, T, M) float32, and their lengths (B,) int64."""
+        parts = [w.fbank(self.recordings[w.number], self.fbank) for w in self.batches[batch]]
         padded = pad_sequence(parts, batch_first=True, padding_value=LOG_EPS)
         return padded, torch.tensor([len(part) for part in parts])

@@ -92,7 +92,7 @@ def run(config: PrepareConfig) -> None:
     record = read_record(record_path)
     if record.get("settings") == settings and _outputs_are_whole(output, record):
         if not _report_path(config).is_file():
-            _write_report(config, _stored_splits(config, record["outputs"]), num_found)
+            _write_report(config, record["outputs"], num_found)
         log.info("%s: %s is there, nothing to do", config.corpus, ", ".join(record["outputs"]))
         return
     labels = Labels.load(config, files)
@@ -109,7 +109,7 @@ def run(config: PrepareConfig) -> None:
     for stale in set(record.get("outputs", {})) - set(outputs):
         log.info("%s: removed, these settings do not make it", output / stale)
         (output / stale).unlink(missing_ok=True)
-    _write_report(config, _stored_splits(config, outputs), num_found)
+    _write_report(config, outputs, num_found)
     write_json(record_path, {"settings": settings, "outputs": outputs})
 
 
@@ -214,25 +214,18 @@ def _outputs_are_whole(output: Path, record: Mapping[str, Any]) -> bool:
     return all(path.is_file() and sha256_of(path) == digest for path, digest in paths.items())
 
 
-def _stored_splits(config: PrepareConfig, names: Iterable[str]) -> dict[str, CutSet]:
-    """Opens the manifests of an earlier run, by split."""
-    prefix, suffix = f"{config.corpus}_", "_cuts.jsonl.gz"
-    return {
-        name.removeprefix(prefix).removesuffix(suffix): CutSet.from_file(
-            Path(config.output_dir) / name
-        )
-        for name in names
-    }
-
-
 def _report_path(config: PrepareConfig) -> Path:
     return Path(config.output_dir) / f"{config.corpus}_report.md"
 
 
-def _write_report(
-    config: PrepareConfig, splits: Mapping[str, Iterable[Cut]], num_recordings: int
-) -> None:
-    bad = BadCuts(Path(config.output_dir), config.corpus, config.max_bad_fraction).recorded()
+def _write_report(config: PrepareConfig, names: Iterable[str], num_recordings: int) -> None:
+    """Reports on the manifests of these names."""
+    folder, prefix, suffix = Path(config.output_dir), f"{config.corpus}_", "_cuts.jsonl.gz"
+    splits = {
+        name.removeprefix(prefix).removesuffix(suffix): CutSet.from_file(folder / name)
+        for name in names
+    }
+    bad = BadCuts(folder, config.corpus, config.max_bad_fraction).recorded()
     write_prepare_report(_report_path(config), config.corpus, splits, num_recordings, bad)
 
 

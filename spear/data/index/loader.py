@@ -7,7 +7,8 @@ data set of its own.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -17,6 +18,7 @@ from spear.data.index.plan import BatchPlan
 from spear.errors import SpearError
 
 BatchT = TypeVar("BatchT")
+ItemT = TypeVar("ItemT")
 
 
 class Place(NamedTuple):
@@ -111,10 +113,7 @@ class BatchLoader(Generic[BatchT]):
     def longest(self, epoch: int, num_shares: int) -> BatchT:
         """Makes the batch of an epoch that is largest with its padding, in this process."""
         place = Place(epoch, *self.plan.largest(epoch, num_shares), num_shares)
-        item = self._dataset[place, self.plan.batch(*place)]
-        if isinstance(item, SpearError):
-            raise item
-        return item
+        return _unless_error(self._dataset[place, self.plan.batch(*place)])
 
     def share(self, share: int, num_shares: int) -> Iterator[BatchT]:
         """Yields one of some shares of epoch 0, which is planned as a whole.
@@ -127,10 +126,55 @@ class BatchLoader(Generic[BatchT]):
 
     def _run(self, places: Iterable[Place]) -> Iterator[BatchT]:
         self._sampler.places = places
-        for item in self._loader:
-            if isinstance(item, SpearError):
-                raise item
-            yield item
+        yield from map(_unless_error, self._loader)
+
+
+@dataclass(frozen=True)
+class _Numbered(Dataset[ItemT | SpearError]):
+    """Items by their number; errors are returned, as those of `BatchDataset` are."""
+
+    make: Callable[[int], ItemT]
+    num_items: int
+
+    def __len__(self) -> int:
+        return self.num_items
+
+    def __getitem__(self, number: int) -> ItemT | SpearError:
+        try:
+            return self.make(number)
+        except SpearError as error:
+            return error
+
+
+def made_in_order(
+    make: Callable[[int], ItemT], num_items: int, num_workers: int
+) -> Iterator[ItemT]:
+    """Yields the items 0 to `num_items` - 1, made by workers.
+
+    Args:
+        make: Makes an item; it must pickle, for workers that are spawned.
+        num_items: How many there are.
+        num_workers: Processes that make them; 0 makes them in this one.
+
+    Raises:
+        SpearError: As `make` raises it.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        _Numbered(make, num_items),
+        batch_size=None,
+        shuffle=False,
+        num_workers=min(num_workers, num_items),
+        collate_fn=_as_it_is,
+        generator=torch.Generator(),  # the global one is not ours to draw from
+    )
+    yield from map(_unless_error, loader)
+
+
+def _unless_error(item: ItemT | SpearError) -> ItemT:
+    """Returns an item, or raises the error that a worker returned in its place."""
+    if isinstance(item, SpearError):
+        raise item
+    return item
 
 
 def _as_it_is(item: Any) -> Any:
