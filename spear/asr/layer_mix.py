@@ -92,7 +92,6 @@ def read_frames(
     if downsample is None:
         return mixed
     num_valid = num_subsampled(lens, encoder.config.frontend_pad)
-    assert isinstance(num_valid, Tensor)
     return downsample(mixed, Frames(num_valid, encoded.num_frames))
 
 

@@ -26,10 +26,8 @@ class MedianClipper:
 
     Attributes:
         step: () int64, steps so far.
-        window_start: () int64, the step at which the threshold was last set.
         norms: (update_period,) float32, a ring.
         threshold: () float32, the largest norm that is let through.
-        num_clipped: () float32, clipped steps since `window_start`.
     """
 
     def __init__(
@@ -38,10 +36,8 @@ class MedianClipper:
         self.clipping_scale = clipping_scale
         self.update_period = update_period
         self.step = torch.zeros((), dtype=torch.int64, device=device)
-        self.window_start = torch.zeros((), dtype=torch.int64, device=device)
         self.norms = torch.zeros(update_period, device=device)
         self.threshold = torch.full((), float("inf"), device=device)
-        self.num_clipped = torch.zeros((), device=device)
         self._slots = torch.arange(update_period, device=device)
         self._early = torch.tensor([n for n in EARLY_UPDATES if n < update_period], device=device)
 
@@ -61,7 +57,6 @@ class MedianClipper:
         if self.clipping_scale is not None:
             self._update_threshold(is_seen, self.clipping_scale)
         factor = (self.threshold / (norm + 1.0e-20)).clamp(max=1.0)
-        self.num_clipped = self.num_clipped + (is_good & (factor < 1.0))
         self.step = self.step + is_good
         return torch.where(is_good, factor, 0.0)
 
@@ -75,22 +70,13 @@ class MedianClipper:
         median = self.norms.sort().values.gather(0, place.unsqueeze(0))[0]
         factor = torch.where(is_early, EARLY_FACTOR, 1.0)
         self.threshold = torch.where(is_due, clipping_scale * median * factor, self.threshold)
-        self.num_clipped = torch.where(is_due, 0.0, self.num_clipped)
-        self.window_start = torch.where(is_due, self.step, self.window_start)
-
-    @property
-    def clipped_fraction(self) -> Tensor:
-        """() float32: share of clipped steps since the threshold was last set."""
-        return self.num_clipped / (self.step - self.window_start).clamp(min=1)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Returns everything that the next `scale` depends on; copies."""
         return {
             "step": self.step.clone(),
-            "window_start": self.window_start.clone(),
             "norms": self.norms.clone(),
             "threshold": self.threshold.clone(),
-            "num_clipped": self.num_clipped.clone(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -145,11 +145,6 @@ class ScaledAdam(Optimizer):
         """() float32: the smallest factor that a group's last gradient was scaled with."""
         return torch.stack([group.factor for group in self._groups]).min()
 
-    @property
-    def clipped_fraction_tensor(self) -> Tensor:
-        """() float32: share of clipped steps since the last threshold, of the worst group."""
-        return torch.stack([group.clipper.clipped_fraction for group in self._groups]).max()
-
     def state_dict(self) -> dict[str, Any]:
         """Returns plain dicts, numbers and tensors; `torch.load(weights_only=True)` reads them.
 

@@ -217,8 +217,7 @@ class Zipformer(nn.Module):
             DataError: The shapes do not fit each other or the model.
         """
         self._check(fbank, lens)
-        num_frames = num_subsampled(fbank.shape[1], self.config.frontend_pad)
-        if num_frames == 0:
+        if num_subsampled(fbank.shape[1], self.config.frontend_pad) == 0:
             return self._empty(fbank, lens)
         x, lens = self.encoder_embed(fbank, lens)
         output: ZipformerOutput = self.encoder(x, lens)
@@ -240,9 +239,7 @@ class Zipformer(nn.Module):
 
     def num_layer_frames(self, num_fbank_frames: int) -> int:
         """Returns how many frames the layers have for an utterance of so many fbank frames."""
-        frames = num_subsampled(num_fbank_frames, self.config.frontend_pad)
-        assert isinstance(frames, int)
-        return frames
+        return num_subsampled(num_fbank_frames, self.config.frontend_pad)
 
     def _check(self, fbank: Tensor, lens: Tensor) -> None:
         if fbank.ndim != 3 or fbank.shape[2] != self.config.feature_dim:

@@ -211,7 +211,6 @@ class ZipformerStream:
         pad = self._padding(self._pads[1], self._waiting)
         self._waiting = torch.cat((self._waiting, pad))
         num_ahead = num_subsampled(len(self._waiting), frontend_pad=False)
-        assert isinstance(num_ahead, int)
         outputs = []
         for left in range(num_ahead, 0, -self._streaming.chunk_size):
             outputs.append(self._step(left))

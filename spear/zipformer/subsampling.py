@@ -1,6 +1,7 @@
 """The convolutional front end: fbank frames at 100 Hz to vectors at 50 Hz."""
 
 import math
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -27,9 +28,10 @@ from spear.zipformer.schedule import FloatLike, ScheduledFloat
 LOG_EPS = math.log(1e-10)  # the value of silence in fbank, and of its padding
 PAD_LEFT, PAD_RIGHT = 3, 4  # fbank frames
 _CONTEXT = 7  # fbank frames that one output frame sees
+_Count = TypeVar("_Count", Tensor, int)
 
 
-def num_subsampled(num_frames: Tensor | int, frontend_pad: bool) -> Tensor | int:
+def num_subsampled(num_frames: _Count, frontend_pad: bool) -> _Count:
     """Returns how many frames of 20 ms the front end makes of fbank frames of 10 ms."""
     if frontend_pad:
         return num_frames // 2
@@ -166,7 +168,6 @@ class Conv2dSubsampling(nn.Module):
             x = F.pad(x, (0, 0, PAD_LEFT, PAD_RIGHT), value=LOG_EPS)
         x = self.convolve(x)
         out_lens = num_subsampled(lens, self.frontend_pad)
-        assert isinstance(out_lens, Tensor)
         frames = Frames(out_lens, x.shape[1])
         x = self.embed(x, frames.padding.unsqueeze(3) if frames.may_have_padding else None)
         mask = shared_dropout_mask(x, float(self.dropout)) if self.training else None
