@@ -9,7 +9,6 @@ import io
 from collections.abc import Iterable
 from math import gcd
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import soundfile
@@ -99,12 +98,7 @@ class AudioParts:
     def __enter__(self) -> "AudioParts":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

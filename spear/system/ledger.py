@@ -111,7 +111,7 @@ class _Entry:
         self._id = uuid.uuid4().hex[:12]
         self._started = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self._clock = time.monotonic()
-        self._cpu_s = _cpu_seconds()
+        self._cpu_s = cpu_seconds()
         self._meter = EnergyMeter()
         self._beat_s = beat_s
         self._has_warned = False
@@ -160,9 +160,9 @@ class _Entry:
             "command": self.command,
             "started": self._started,
             "wall_s": round(wall_s, 3),
-            "cpu_s": round(_cpu_seconds() - self._cpu_s, 3),
+            "cpu_s": round(cpu_seconds() - self._cpu_s, 3),
             "cpu": _cpu_model(),
-            "cpu_cores": _num_cores(),
+            "cpu_cores": num_cores(),
             "gpu": gpus[0].name if gpus else None,
             "num_gpus": num_gpus,
             "gpu_hours": round(num_gpus * wall_s / 3600.0, 6),
@@ -213,13 +213,13 @@ def _status_of(error: BaseException) -> int:
     return 2 if isinstance(error, SpearError) else 1
 
 
-def _cpu_seconds() -> float:
+def cpu_seconds() -> float:
     """Returns the CPU time of this process and of its children that have ended, in seconds."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(one.ru_utime + one.ru_stime for one in used)
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
     """Returns how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))

@@ -18,17 +18,18 @@ import yaml
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from spear.config import write_yaml
 from spear.errors import ConfigError, SpearError
 from spear.system import ledger
 from spear.system.differences import describe_differences
 from spear.system.distributed import Ranks, join_ranks
-from spear.system.files import remove_partials, write_text
+from spear.system.files import remove_partials
 from spear.system.progress import StepBar, get_logger
 from spear.training.checkpoints import checkpoint as checkpoints
 from spear.training.checkpoints.run_state import RunState, seed_batch
 from spear.training.checkpoints.sharding import finish_gradients, gathered
 from spear.training.config import TrainConfig
-from spear.training.health.health import StopRequest
+from spear.training.health.health import STOP_SIGNALS, StopRequest
 from spear.training.health.preflight import describe_memory, describe_trial, try_batch
 from spear.training.health.profiling import profiling
 from spear.training.health.watchdog import Watchdog
@@ -168,9 +169,9 @@ class Trainer:
         """Returns seconds of audio over all ranks, and a signal that any rank received, or 0."""
         mine = self.stop.signal
         total_s, *received = self.ranks.sum_on_host(
-            [audio_s, *(float(mine == number) for number in self.stop.numbers)]
+            [audio_s, *(float(mine == number) for number in STOP_SIGNALS)]
         )
-        signals = [n for n, count in zip(self.stop.numbers, received, strict=True) if count]
+        signals = [n for n, count in zip(STOP_SIGNALS, received, strict=True) if count]
         return total_s, max(signals, default=0)
 
     def _forward_backward(self, batches: Sequence[Batch]) -> tuple[list[StepOutput], Tensor]:
@@ -447,7 +448,7 @@ class Trainer:
             before = yaml.safe_load(path.read_text("utf-8")) or {}
             for line in describe_differences(before, resolved_config):
                 _logger.warning("configuration changed: %s", line)
-        write_text(path, yaml.safe_dump(resolved_config, sort_keys=False, allow_unicode=True))
+        write_yaml(path, resolved_config)
 
     @property
     def _shares(self) -> range:

@@ -13,7 +13,6 @@ import tarfile
 from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 from spear.errors import DataError
@@ -59,12 +58,7 @@ class PairTarWriter:
     def __enter__(self) -> "PairTarWriter":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._tar.close()
 
 

@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from spear.errors import CheckpointError, one_line
-from spear.system.files import atomic_folder, partial_name, sha256_of, sync
+from spear.system.files import atomic_folder, partial_name, sha256_of, sync, write_json
 from spear.system.model_folder import read_json_object, read_tensors
 from spear.system.progress import get_logger
 from spear.training.checkpoints.averaging import check_wide, mean_between
@@ -78,7 +78,10 @@ def step_of(checkpoint: Path) -> int:
 
 def list_checkpoints(run_folder: Path) -> list[Path]:
     """Returns the checkpoint folders of a run, oldest first, intact or not."""
-    folder = Path(run_folder) / "checkpoints"
+    return _checkpoints_in(Path(run_folder) / "checkpoints")
+
+
+def _checkpoints_in(folder: Path) -> list[Path]:
     found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
     return sorted(found, key=step_of)
 
@@ -105,13 +108,13 @@ def _write(path: Path, content: CheckpointContent) -> None:
         check_wide(averaged)
         save_file(averaged, folder / AVERAGED)
         torch.save(content.optimizer, folder / OPTIMIZER)
-        _write_json(folder / STATE, {"format_version": FORMAT_VERSION, **content.state})
-        _write_json(folder / CONFIG, content.config)
+        write_json(folder / STATE, {"format_version": FORMAT_VERSION, **content.state})
+        write_json(folder / CONFIG, content.config)
         sums = {
             file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
             for file in sorted(folder.iterdir())
         }
-        _write_json(folder / CHECKSUMS, sums)
+        write_json(folder / CHECKSUMS, sums)
 
 
 def find_damage(checkpoint: Path, names: Iterable[str] | None = None) -> str | None:
@@ -340,8 +343,7 @@ def _mean_of_last(end: Path, count: int) -> dict[str, Tensor]:
 
 def _up_to(end: Path) -> list[Path]:
     """Returns the checkpoints beside `end`, up to it, oldest first."""
-    beside = [path for path in end.parent.glob("step-*") if _NAME.fullmatch(path.name)]
-    return sorted((p for p in beside if step_of(p) <= step_of(end)), key=step_of)
+    return [path for path in _checkpoints_in(end.parent) if step_of(path) <= step_of(end)]
 
 
 def _resolve(path: Path, names: Iterable[str]) -> Path:
@@ -376,7 +378,3 @@ def _independent(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         independent[name] = tensor.clone() if storage in seen else tensor
         seen.add(storage)
     return independent
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")

@@ -74,7 +74,16 @@ class RunState:
         """Returns what a checkpoint holds, on rank 0; every rank calls this."""
         self.verdicts.read()
         sums = self.sums.state_dict()
-        tensors = self._tensors()
+        tensors: dict[str, Any] = {
+            "model": self.model.state_dict(),
+            "averaged": {} if self.average is None else self.average.values,
+            "optimizer": {
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(),
+            },
+        }
+        if self.is_sharded:
+            tensors = gather_on_main(tensors, self.ranks)
         if not self.ranks.is_main:
             return None
         assert self.average is not None
@@ -89,24 +98,7 @@ class RunState:
             "torch_version": torch.__version__,
             "data": self.data_config,
         }
-        return checkpoints.CheckpointContent(
-            **tensors,
-            state=state,
-            config=self.model_config,
-        )
-
-    def _tensors(self) -> dict[str, Any]:
-        """Returns the large parts of a checkpoint, whole on rank 0."""
-        own = {
-            "model": self.model.state_dict(),
-            "averaged": {} if self.average is None else self.average.values,
-            "optimizer": {
-                "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.scheduler.state_dict(),
-            },
-        }
-        whole: dict[str, Any] = gather_on_main(own, self.ranks) if self.is_sharded else own
-        return whole
+        return checkpoints.CheckpointContent(**tensors, state=state, config=self.model_config)
 
     def restore(self, path: Path) -> None:
         """Restores everything from a checkpoint.

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 from spear.errors import SpearError
@@ -98,23 +98,13 @@ class StopRequest:
         self._process = os.getpid()
         self._previous: dict[int, Any] = {}
 
-    @property
-    def numbers(self) -> tuple[int, ...]:
-        """The signals that are requests."""
-        return tuple(int(number) for number in STOP_SIGNALS)
-
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
             for number in STOP_SIGNALS:
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
