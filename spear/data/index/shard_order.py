@@ -19,6 +19,7 @@ Floats = NDArray[np.float64]
 
 GOLDEN = (5**0.5 - 1) / 2
 """Multiples of it, modulo 1, are spread most evenly for any number of them."""
+_AT_ONCE = 1 << 22
 
 
 class Piece(NamedTuple):
@@ -45,17 +46,20 @@ class Counts(NamedTuple):
 
 def count_clips(clips: ClipTable, low: int, high: int) -> Counts:
     """Counts the clips of `low` samples or more and below `high`."""
-    fits = (clips.num_samples >= low) & (clips.num_samples < high)
-    has_weight = clips.weights[clips.source] > 0
-    sums = np.concatenate([[0], np.cumsum(fits)])
-    usable = np.diff(sums[clips.first]) * has_weight
-    fits &= np.repeat(has_weight, np.diff(clips.first))
-    return Counts(
-        usable=usable,
-        num_too_short=int((clips.num_samples < low).sum()),
-        num_too_long=int((clips.num_samples >= high).sum()),
-        longest=int(clips.num_samples.max(initial=0, where=fits)),
-    )
+    usable = np.zeros(clips.num_shards, np.int64)
+    num_too_short = num_too_long = longest = 0
+    for part in _parts(clips):
+        lengths = clips.num_samples[clips.first[part[0]] : clips.first[part[-1] + 1]]
+        fits = (lengths >= low) & (lengths < high)
+        num_too_short += int((lengths < low).sum())
+        num_too_long += int((lengths >= high).sum())
+        sums = np.concatenate([[0], np.cumsum(fits)])
+        starts = clips.first[part[0] : part[-1] + 2] - clips.first[part[0]]
+        has_weight = clips.weights[clips.source[part]] > 0
+        usable[part] = np.diff(sums[starts]) * has_weight
+        weighted = fits & np.repeat(has_weight, np.diff(starts))
+        longest = max(longest, int(lengths.max(initial=0, where=weighted)))
+    return Counts(usable, num_too_short, num_too_long, longest)
 
 
 def windows(
@@ -149,3 +153,12 @@ def _pieces(
         pieces += visits
     order = np.argsort(np.concatenate(keys), kind="stable")
     return [pieces[i] for i in order], np.concatenate(sizes)[order]
+
+
+def _parts(clips: ClipTable) -> Iterator[Ints]:
+    """Yields neighbouring shards of some million clips."""
+    shards = np.arange(clips.num_shards)
+    parts = clips.first[:-1] // _AT_ONCE
+    for part in np.split(shards, np.flatnonzero(np.diff(parts)) + 1):
+        if len(part):
+            yield part
