@@ -57,7 +57,7 @@ def test_a_figure_becomes_a_png_once_and_pyplot_knows_nothing_of_it(tmp_path: Pa
         assert figure is not None
         figure.add_subplot().plot([1, 2])
         save_figure(figure, path)
-        stamps.append(path.stat())
+        stamps.append((path.stat().st_ino, path.stat().st_mtime_ns))
     assert path.read_bytes().startswith(PNG)
     assert stamps[0] == stamps[1]
     assert [file.name for file in tmp_path.iterdir()] == ["report.png"]
