@@ -124,4 +124,4 @@ def test_programs_can_be_executed(path):
 def test_test_script_refuses_an_unknown_part(shell):
     done = shell(ROOT / "local" / "test.sh", "--only", "nonsense")
     assert done.returncode == 2
-    assert "--only is all, lint, types, shell or tests" in done.stderr
+    assert "--only is all, lint, types, shell, numbers or tests" in done.stderr
