@@ -21,6 +21,8 @@ from spear.system.progress import setup_logging
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
+PLACE_ERRORS = (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+"""What the system says of a path at which there is something else than a command needs."""
 _WITHOUT_VALUE = ("--help", "--print_config")
 
 
@@ -142,8 +144,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup_logging()
     try:
         return _run(words[0], words[1:])
-    except SpearError as error:
-        print(f"spear: error: {error}", file=sys.stderr)  # noqa: T201
+    except (SpearError, *PLACE_ERRORS) as error:
+        advice = ": choose another path" if isinstance(error, PLACE_ERRORS) else ""
+        print(f"spear: error: {error}{advice}", file=sys.stderr)  # noqa: T201
         return EXIT_USER_ERROR
     except BrokenPipeError:  # the reader has enough, as `head` has; what is left goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

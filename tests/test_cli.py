@@ -65,3 +65,14 @@ def test_import_needs_no_optional_package(repo_dir: Path) -> None:
         "import spear.data.corpus.prepare, spear.asr, spear.tagging, spear.teachers\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=repo_dir)
+
+
+def test_a_file_in_the_place_of_a_folder_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "wav").mkdir()
+    (tmp_path / "file").touch()
+    words = ["--source_dir", str(tmp_path / "wav"), "--corpus", "c"]
+    assert main(["prepare", *words, "--output_dir", str(tmp_path / "file" / "below")]) == 2
+    error = capsys.readouterr().err
+    assert "choose another path" in error and "Traceback" not in error

@@ -139,7 +139,7 @@ def write_checkpoint(encoder: SpearEncoder, folder: Path) -> None:
 
     With its `config.json`, `spear.from_pretrained` reads the weights as well.
     """
-    with atomic_folder(folder) as partial:
+    with atomic_folder(folder, (WEIGHTS_FILE, CONFIG_FILE, "README.md")) as partial:
         torch.save({"model": to_icefall(encoder)}, partial / WEIGHTS_FILE)
         fields = {"model_type": MODEL_TYPE, **released_fields(encoder.config)}
         (partial / CONFIG_FILE).write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")

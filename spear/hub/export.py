@@ -33,7 +33,7 @@ from spear.errors import CheckpointError
 from spear.hub.model_card import model_card, training_record
 from spear.hub.plain_ctc import check_plain_ctc
 from spear.hub.remote_code import AUTO_MAP, write_code
-from spear.hub.token_heads import write_token_heads
+from spear.hub.token_heads import HEADS_FILE, write_token_heads
 from spear.system.files import atomic_folder, sha256_of
 from spear.system.model_folder import CONFIG_FILE
 from spear.system.progress import get_logger
@@ -44,6 +44,19 @@ from spear.zipformer import ZipformerConfig
 logger = get_logger(__name__)
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
+OWNED = (
+    EXPORT_FILE,
+    WEIGHTS_FILE,
+    CONFIG_FILE,
+    PREPROCESSOR_FILE,
+    HEADS_FILE,
+    TOKENIZER_FOLDER,
+    "README.md",
+    "*_spear.py",
+    "spear_*.py",
+    "__pycache__",
+)
+"""What a folder holds that an export may replace."""
 _PREPROCESSOR = {
     "feature_extractor_type": "SpearFeatureExtractor",
     "auto_map": {"AutoFeatureExtractor": AUTO_MAP["AutoFeatureExtractor"]},
@@ -62,7 +75,8 @@ class ExportConfig:
     run_dir: str
     """Run folder, or one of its checkpoint folders."""
     output_dir: str
-    """Folder to write; an existing one is replaced when the new one is complete."""
+    """Folder to write; an earlier export in it is replaced when the new one is complete, anything
+    else is not."""
     weights: str = "averaged"
     """Which of the run's weights: "averaged" (over the later half of the run), "averaged:SHARE"
     (over its last share, e.g. averaged:0.25), "last", "average_last:K" (mean of K checkpoints)."""
@@ -110,12 +124,12 @@ def write_model_folder(
 
     Args:
         encoder: What to write.
-        output: The folder; an existing one is replaced when the new one is complete.
+        output: The folder; an earlier export in it is replaced when the new one is complete.
         origin: Where the weights come from; kept in `spear_export.json`.
         state: All weights of a pre-training run, for the heads `heads.{teacher}.*` among them.
     """
     weights = to_released_names(encoder.state_dict())
-    with atomic_folder(output) as folder:
+    with atomic_folder(output, OWNED) as folder:
         write_token_heads(folder, state or {}, origin.get("teachers", {}))
         config = {"architectures": ["SpearModel"], **_config_json(encoder)}
         card = model_card(encoder, output.name, _with_version(origin), "encoder")
@@ -130,7 +144,7 @@ def write_recognizer(model: AsrModel, output: Path, origin: Mapping[str, Any]) -
 
     Args:
         model: What to write.
-        output: The folder; an existing one is replaced when the new one is complete.
+        output: The folder; an earlier export in it is replaced when the new one is complete.
         origin: Where the weights come from; kept in `spear_export.json`.
     """
     encoder = _encoder_with(model.encoder.config, model.state_dict(), str(output))
@@ -141,7 +155,7 @@ def write_recognizer(model: AsrModel, output: Path, origin: Mapping[str, Any]) -
         config["architectures"] = [CTC_ARCHITECTURE]
         config |= {"vocabulary": model.tokenizer.vocabulary, "pad_token_id": BLANK_ID}
     use = "ctc" if is_plain else "encoder"
-    with atomic_folder(output) as folder:
+    with atomic_folder(output, OWNED) as folder:
         model.tokenizer.save(folder / TOKENIZER_FOLDER)
         card = model_card(encoder, output.name, _with_version(origin), use)
         weights = {name: v.detach().float() for name, v in names_in_folder(whole).items()}

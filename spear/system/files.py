@@ -7,10 +7,13 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
+
+from spear.errors import ConfigError
 
 _HOST = re.sub(r"\W", "_", socket.gethostname()) or "host"
 _OWNER = re.compile(r"\.partial-(\w+)-(\d+)(?=\.|$)")
@@ -68,9 +71,22 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Like `atomic_path` for a folder; an existing folder at `path` is replaced at the end."""
-    path = Path(path)
+def atomic_folder(path: Path, owned: Sequence[str] = ("*",)) -> Iterator[Path]:
+    """Like `atomic_path` for a folder; an existing folder at `path` is replaced at the end.
+
+    Args:
+        path: The folder.
+        owned: Patterns of what such a folder holds; one that has anything else in it, or nothing
+            of the first pattern, was made by another and is not replaced.
+
+    Yields:
+        The folder to fill, under a temporary name.
+
+    Raises:
+        ConfigError: `path` is a file, lies below one, or is a folder with other content.
+    """
+    path = Path(os.path.abspath(path))
+    _check_replaceable(path, owned)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(partial_name(path.name))
     shutil.rmtree(partial, ignore_errors=True)
@@ -88,6 +104,22 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check_replaceable(path: Path, owned: Sequence[str]) -> None:
+    """Refuses a place whose content would be lost; see `atomic_folder`."""
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            raise ConfigError(f"{place} is a file: choose another output folder")
+    found = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+    foreign = [name for name in found if not any(fnmatch(name, pattern) for pattern in owned)]
+    if found and not foreign and not any(fnmatch(name, owned[0]) for name in found):
+        foreign = found
+    if foreign or not path.name:
+        raise ConfigError(
+            f"{path} is not replaced: it holds {foreign[0] if foreign else 'everything'}, which is "
+            "no part of what is written here; choose another output folder, or remove this one"
+        )
 
 
 def partial_name(stem: str, suffixes: str = "") -> str:

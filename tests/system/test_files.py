@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from spear.errors import ConfigError
 from spear.system.files import (
     atomic_folder,
     atomic_path,
@@ -95,3 +96,46 @@ def test_what_others_are_writing_stays(tmp_path: Path) -> None:
 def test_checksum_is_sha256(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"spear" * 1000)
     assert sha256_of(tmp_path / "x", chunk_bytes=7) == hashlib.sha256(b"spear" * 1000).hexdigest()
+
+
+OWNED = ("mark.json", "*.py", "parts")
+
+
+@pytest.mark.parametrize("content", [[], ["mark.json"], ["mark.json", "a.py", "parts/b"]])
+def test_a_folder_of_its_own_kind_is_replaced(tmp_path: Path, content: list[str]) -> None:
+    fill(tmp_path / "out", content)
+    with atomic_folder(tmp_path / "out", OWNED) as folder:
+        (folder / "mark.json").write_text("new")
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["mark.json"]
+
+
+@pytest.mark.parametrize("content", [["config.yaml"], ["a.py"], ["mark.json", "mine/precious"]])
+def test_what_another_wrote_is_not_replaced(tmp_path: Path, content: list[str]) -> None:
+    fill(tmp_path / "out", content)
+    with (
+        pytest.raises(ConfigError, match="is not replaced"),
+        atomic_folder(tmp_path / "out", OWNED),
+    ):
+        raise AssertionError("it was opened")
+    assert all((tmp_path / "out" / name).is_file() for name in content)
+
+
+def test_no_folder_above_is_replaced_and_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path, ["within/precious", "file"])
+    monkeypatch.chdir(tmp_path / "within")
+    for place, said in ((".", "not replaced"), ("..", "not replaced"), ("/", "not replaced")):
+        with pytest.raises(ConfigError, match=said), atomic_folder(Path(place), OWNED):
+            raise AssertionError("it was opened")
+    for place in ("../file", "../file/below"):
+        with pytest.raises(ConfigError, match="is a file"), atomic_folder(Path(place)):
+            raise AssertionError("it was opened")
+    assert (tmp_path / "within" / "precious").is_file() and (tmp_path / "file").is_file()
+
+
+def fill(folder: Path, names: list[str]) -> None:
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()

@@ -22,7 +22,8 @@ class ImportIcefallConfig:
     checkpoint: str
     """icefall's `.pt` file: `pretrained.pt`, `epoch-N.pt` or `checkpoint-N.pt`."""
     output_dir: str
-    """Folder to write; an existing one is replaced when the new one is complete."""
+    """Folder to write; an earlier export in it is replaced when the new one is complete, anything
+    else is not."""
     weights: Literal["model", "model_avg"] = "model"
     """Which of the file's weights; `pretrained.pt` has the former only."""
     bpe_model: str | None = None

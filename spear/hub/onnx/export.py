@@ -25,6 +25,8 @@ logger = get_logger(__name__)
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOKENS_FILE = "tokens.txt"
+OWNED = ("*.onnx", "*.onnx.data", "README.md", TOKENS_FILE)
+"""What a folder holds that an export may replace."""
 _BLANK = "<blk>"
 _MAX_RELATIVE_ERROR = 1e-3
 
@@ -36,7 +38,8 @@ class ExportOnnxConfig:
     model: str
     """Model folder (or hub id), a recogniser's or an encoder's, or run of `spear finetune-asr`."""
     output_dir: str
-    """Folder to write; an existing one is replaced when the new one is complete."""
+    """Folder to write; an earlier export in it is replaced when the new one is complete, anything
+    else is not."""
     int8: bool = True
     """Whether to write the model with 8-bit weights, too: a quarter of the size, 1.4 to 2 times as
     fast on CPUs, a little less exact."""
@@ -57,7 +60,7 @@ def run(config: ExportOnnxConfig) -> None:
         require(package, "spear export-onnx")
     source = load_source(config.model, config.weights)
     output = Path(config.output_dir)
-    with atomic_folder(output) as folder:
+    with atomic_folder(output, OWNED) as folder:
         path = folder / f"{source.stem}.onnx"
         logger.info("exporting %s: a minute or two for a large model", config.model)
         write_onnx(source.graph, path, source.outputs, metadata(source))
