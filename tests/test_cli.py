@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import numpy as np
 import pytest
+import soundfile
 
 from spear.cli import COMMANDS, main
 
@@ -72,6 +74,7 @@ def test_a_file_in_the_place_of_a_folder_is_one_line(
 ) -> None:
     (tmp_path / "wav").mkdir()
     (tmp_path / "file").touch()
+    soundfile.write(tmp_path / "wav" / "a.wav", np.zeros(16000), 16000)
     words = ["--source_dir", str(tmp_path / "wav"), "--corpus", "c"]
     assert main(["prepare", *words, "--output_dir", str(tmp_path / "file" / "below")]) == 2
     error = capsys.readouterr().err
